@@ -1,0 +1,35 @@
+//! `cnse`: infrastructure for llama.cpp's `llama-server` on modest machines.
+//!
+//! No async runtime: one thread a core, each with its own epoll, and every protocol a machine that is handed bytes
+//! and time and never sees a socket. Data flows down this list; a module may use those below it and nothing above
+//! (`tests/tidy.rs` holds it to that).
+//!
+//! ```text
+//! cli        parse, validate, wire the parts together, exit code      one file per subcommand
+//! bench      load generators and their reports                        measures from outside, as a client
+//! gateway    one worker per core: admission, credit, routing, drain   the life of a request
+//! backend    what to say to a backend and how to read its answer      builtin | llama | openai
+//! proto      sans-IO connection machines: binary and HTTP, both ends  bytes in, events out
+//! net        poller, sockets, slabs, timers                           the only place with file descriptors
+//! wire       frames, fields, HTTP heads, SSE, JSON bodies             bytes <-> values, stateless
+//! metrics    histograms, counters, Prometheus text                    one per core, merged on scrape
+//! leaves     limits, clock, prng, log
+//! ```
+//!
+//! A request's way: bytes, `net`, `proto`, `gateway` (admission, routing), `backend` (codec), `proto` (HTTP client),
+//! `net`, llama-server; the tokens come back the same way, on the same core and the same epoll.
+//!
+//! The public surface exists for the tests and benches of this package only.
+
+pub mod backend;
+pub mod bench;
+pub mod cli;
+pub mod clock;
+pub mod gateway;
+pub mod limits;
+pub mod log;
+pub mod metrics;
+pub mod net;
+pub mod prng;
+pub mod proto;
+pub mod wire;

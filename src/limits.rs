@@ -1,0 +1,61 @@
+//! Every bound of the program, with its reason. Hitting one is a named error and, in the gateway, a counter.
+
+use std::time::Duration;
+
+// --- Binary protocol (src/wire/protocol.md) ---
+
+/// Largest payload that a server takes from a client.
+pub const SERVER_PAYLOAD_BYTES_MAX: u32 = 1 << 20;
+/// Largest payload that a client takes, until its HELLO says otherwise.
+pub const CLIENT_PAYLOAD_BYTES_MAX: u32 = 64 << 10;
+/// Least that a client's HELLO may ask for: an ERROR with a sentence in it fits.
+pub const CLIENT_PAYLOAD_BYTES_MIN: u32 = 256;
+/// Requests that may be open on one connection.
+pub const OPEN_REQUESTS_MAX: u32 = 64;
+/// A PING's payload.
+pub const PING_BYTES_MAX: u32 = 64;
+/// PONGs that wait for a peer who does not read them; one more and the peer is closed.
+pub const PONGS_UNSENT_MAX: u32 = 64;
+/// Credit that may be outstanding for one request.
+pub const CREDIT_MAX: u32 = i32::MAX as u32;
+/// Stop words of one request: llama-server has no bound, but each costs a search per token.
+pub const STOP_WORDS_MAX: usize = 64;
+
+// --- HTTP ---
+
+/// A request's or response's head (nginx: 8 KiB a line, 32 KiB in all; Apache: 8 KiB a field).
+pub const HTTP_HEAD_BYTES_MAX: usize = 32 << 10;
+/// Header fields of one head.
+pub const HTTP_HEADERS_MAX: usize = 64;
+/// A request's body: a chat of a million tokens, or a picture in base64, fits.
+pub const HTTP_BODY_BYTES_MAX: usize = 16 << 20;
+/// A chunk-size line, extensions included.
+pub const HTTP_CHUNK_LINE_BYTES_MAX: usize = 4 << 10;
+/// One SSE event of a backend: the last one of llama-server carries the prompt and the settings.
+pub const SSE_EVENT_BYTES_MAX: usize = 32 << 20;
+/// An answer that is collected for a client who did not ask for a stream.
+pub const COLLECTED_BYTES_MAX: usize = 64 << 20;
+
+// --- Buffers ---
+
+/// Text of one request that waits for its reader; past it the backend is not read.
+pub const STREAM_BUFFER_BYTES_MAX: usize = 64 << 10;
+/// Below this a paused backend is read again.
+pub const STREAM_BUFFER_BYTES_LOW: usize = 16 << 10;
+/// Bytes that wait for one socket; past it text stays in its stream's buffer.
+pub const SOCKET_BUFFER_BYTES_HIGH: usize = 256 << 10;
+/// Bytes read from one connection before others get their turn.
+pub const READ_BUDGET_BYTES: usize = 256 << 10;
+
+const _: () = assert!(STREAM_BUFFER_BYTES_LOW < STREAM_BUFFER_BYTES_MAX);
+const _: () = assert!(CLIENT_PAYLOAD_BYTES_MIN <= CLIENT_PAYLOAD_BYTES_MAX);
+const _: () = assert!(PING_BYTES_MAX < CLIENT_PAYLOAD_BYTES_MIN);
+
+// --- Times ---
+
+/// A client has this long to send a whole request head, or its first four bytes.
+pub const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
+/// After an error that closes, the peer has this long to read it: a close with unread input would reset it away.
+pub const LINGER_TIMEOUT: Duration = Duration::from_secs(2);
+/// llama-server closes an idle connection after 5.0 s.
+pub const UPSTREAM_IDLE_MAX: Duration = Duration::from_secs(4);

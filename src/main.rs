@@ -1,0 +1,7 @@
+//! The `cnse` binary: everything is in the library.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    cnse::cli::main()
+}

@@ -333,8 +333,7 @@ impl Pool {
             matches!(member.health, Health::Up { .. }) && member.breaker.lets_through(now)
         };
         let healthy: Vec<usize> = (0..self.members.len()).filter(|&i| usable(i)).collect();
-        let fresh: Vec<usize> =
-            healthy.iter().copied().filter(|&i| ask.avoid != Some(i)).collect();
+        let fresh: Vec<usize> = healthy.iter().copied().filter(|&i| ask.avoid != Some(i)).collect();
         let mut candidates = if fresh.is_empty() { healthy } else { fresh };
         if let Some(session) = ask.session {
             // Rendezvous hashing (Thaler and Ravishankar, 1998): a backend that comes or goes moves only its own

@@ -3,4 +3,6 @@
 
 pub mod field;
 pub mod frame;
+pub mod http1;
 pub mod message;
+pub mod sse;

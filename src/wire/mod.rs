@@ -5,4 +5,5 @@ pub mod field;
 pub mod frame;
 pub mod http1;
 pub mod message;
+pub mod openai;
 pub mod sse;

@@ -1,0 +1,235 @@
+//! What the codecs of real backends share: options as JSON, and the failures that answers tell.
+
+use serde::Deserialize;
+use serde_json::{Map, Number, Value};
+
+use super::{Failure, FailureKind};
+use crate::wire::frame::ErrorCode;
+use crate::wire::message::Infer;
+use crate::wire::openai::error_json;
+
+/// An error body is read up to here; the rest says no more.
+pub const ERROR_BODY_BYTES_MAX: usize = 64 << 10;
+
+/// The start of a request's body: model, sampling, stop words and what `extra` adds. It is always a stream.
+///
+/// # Errors
+/// `extra` is no JSON object, or sets what the gateway must set.
+pub fn options(infer: &Infer<'_>, repeat_penalty: &str) -> Result<Map<String, Value>, Failure> {
+    let mut body = Map::new();
+    let mut set = |name: &str, value: Option<Value>| {
+        if let Some(value) = value {
+            body.insert(name.to_owned(), value);
+        }
+    };
+    set("model", infer.model.map(Value::from));
+    set("temperature", infer.temperature.map(float));
+    set("top_k", infer.top_k.map(Value::from));
+    set("top_p", infer.top_p.map(float));
+    set("min_p", infer.min_p.map(float));
+    set(repeat_penalty, infer.repeat_penalty.map(float));
+    set("seed", infer.seed.map(Value::from));
+    set("stop", (!infer.stop.is_empty()).then(|| infer.stop.clone().into()));
+    if let Some(extra) = infer.extra {
+        let bad = |what: &str| Failure::request(ErrorCode::BadRequest, format!("extra {what}"));
+        let Ok(Value::Object(extra)) = serde_json::from_str(extra) else {
+            return Err(bad("is not a JSON object"));
+        };
+        if let Some(name) = ["stream", "stream_options"].iter().find(|n| extra.contains_key(**n)) {
+            return Err(bad(&format!("may not set {name}: the gateway does")));
+        }
+        body.extend(extra);
+    }
+    body.insert("stream".to_owned(), true.into());
+    Ok(body)
+}
+
+/// The messages of a chat, which must be a JSON array.
+///
+/// # Errors
+/// They are not.
+pub fn messages(text: &str) -> Result<Value, Failure> {
+    match serde_json::from_str(text) {
+        Ok(messages @ Value::Array(_)) => Ok(messages),
+        Ok(_) => Err(Failure::request(ErrorCode::BadRequest, "messages is not a JSON array")),
+        Err(error) => {
+            Err(Failure::request(ErrorCode::BadRequest, format!("messages is not JSON: {error}")))
+        }
+    }
+}
+
+/// The shortest decimal that gives the same f32 again: 0.7, and not 0.699999988079071.
+fn float(value: f32) -> Value {
+    let decimal = value.to_string().parse().ok().and_then(Number::from_f64);
+    decimal.map_or(Value::Null, Value::Number)
+}
+
+/// The members of an error that say something.
+#[derive(Default, Deserialize)]
+struct ErrorMembers {
+    #[serde(default)]
+    message: String,
+    #[serde(default, rename = "type")]
+    kind: String,
+    n_prompt_tokens: Option<Value>,
+    n_ctx: Option<Value>,
+}
+
+/// The failure that an answer with a status other than 2xx tells, or an error event (then `status` is its code).
+pub fn failure(status: u16, body: &[u8]) -> Failure {
+    let (error, is_openai) = members(body);
+    let message = if error.message.is_empty() {
+        format!("the backend answered {status}")
+    } else {
+        error.message.clone()
+    };
+    let exceeds_context = error.kind == "exceed_context_size_error";
+    // llama-server's answer to an input over its batch is a 500, but no other backend would take it either.
+    let too_large = status == 500 && message.contains("too large to process");
+    let loading =
+        status == 503 && (error.kind == "unavailable_error" || message.contains("oading"));
+    match status {
+        401 | 403 => Failure::backend(
+            ErrorCode::Backend,
+            format!("the backend refuses the gateway ({status}): set CNSE_UPSTREAM_API_KEY"),
+        ),
+        404 => Failure { status, ..Failure::request(ErrorCode::NotFound, message) },
+        429 => Failure { status, ..Failure::request(ErrorCode::Overloaded, message) },
+        _ if exceeds_context || too_large || (400..500).contains(&status) => {
+            let mut failure = Failure::request(ErrorCode::BadRequest, message);
+            failure.status = if too_large { 400 } else { status };
+            let mut more = Map::new();
+            more.extend(error.n_prompt_tokens.map(|n| ("n_prompt_tokens".to_owned(), n)));
+            more.extend(error.n_ctx.map(|n| ("n_ctx".to_owned(), n)));
+            let code = if exceeds_context { "context_length_exceeded" } else { "invalid_request" };
+            // Another server's own body has the form already, and says more than would be made of it here.
+            failure.body = if is_openai && !exceeds_context && error.kind != "server_error" {
+                Some(body.to_vec())
+            } else {
+                Some(error_json("invalid_request_error", code, &failure.message, &more))
+            };
+            failure
+        }
+        _ if loading => Failure::new(FailureKind::Loading, ErrorCode::Backend, message),
+        _ => Failure::backend(ErrorCode::Backend, message),
+    }
+}
+
+/// What a body says of an error, and whether it has OpenAI's form with a code that is a text (llama-server's is a
+/// number, which breaks clients that read it as OpenAI's).
+fn members(body: &[u8]) -> (ErrorMembers, bool) {
+    let plain = |message: String| (ErrorMembers { message, ..ErrorMembers::default() }, false);
+    match serde_json::from_slice::<Value>(body) {
+        Ok(Value::Object(mut object)) => match object.remove("error") {
+            Some(error @ Value::Object(_)) => {
+                let is_openai = !error["code"].is_number() && error["message"].is_string();
+                (serde_json::from_value(error).unwrap_or_default(), is_openai)
+            }
+            Some(Value::String(message)) => plain(message),
+            _ => match object.remove("detail").or_else(|| object.remove("message")) {
+                Some(Value::String(message)) => plain(message),
+                Some(other) => plain(other.to_string()),
+                None => plain(String::new()),
+            },
+        },
+        _ => plain(String::from_utf8_lossy(&body[..body.len().min(300)]).trim().to_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::wire::message::Input;
+
+    #[test]
+    fn each_status_has_its_meaning() {
+        let llama = |kind: &str, message: &str| {
+            format!(r#"{{"error":{{"code":1,"message":"{message}","type":"{kind}"}}}}"#)
+        };
+        let cases = [
+            (
+                400,
+                llama("invalid_request_error", "bad"),
+                FailureKind::Request,
+                ErrorCode::BadRequest,
+                400,
+            ),
+            (
+                404,
+                llama("not_found_error", "File Not Found"),
+                FailureKind::Request,
+                ErrorCode::NotFound,
+                404,
+            ),
+            (
+                401,
+                llama("authentication_error", "key"),
+                FailureKind::Backend,
+                ErrorCode::Backend,
+                502,
+            ),
+            (
+                501,
+                llama("not_supported_error", "off"),
+                FailureKind::Backend,
+                ErrorCode::Backend,
+                502,
+            ),
+            (
+                503,
+                llama("unavailable_error", "Loading model"),
+                FailureKind::Loading,
+                ErrorCode::Backend,
+                502,
+            ),
+            (503, "busy".to_owned(), FailureKind::Backend, ErrorCode::Backend, 502),
+            (
+                500,
+                llama("server_error", "input is too large to process"),
+                FailureKind::Request,
+                ErrorCode::BadRequest,
+                400,
+            ),
+            (500, llama("server_error", "oops"), FailureKind::Backend, ErrorCode::Backend, 502),
+            (422, r#"{"detail":[1]}"#.to_owned(), FailureKind::Request, ErrorCode::BadRequest, 422),
+            (429, String::new(), FailureKind::Request, ErrorCode::Overloaded, 429),
+        ];
+        for (status, body, kind, code, told) in cases {
+            let failure = failure(status, body.as_bytes());
+            assert_eq!((failure.kind, failure.code, failure.status), (kind, code, told), "{body}");
+            let error: Value = serde_json::from_slice(&failure.http_body()).unwrap();
+            assert!(error["error"]["code"].is_string(), "{error}");
+        }
+        let body = br#"{"error":{"code":400,"message":"m","type":"exceed_context_size_error","n_prompt_tokens":9,"n_ctx":4}}"#;
+        let error: Value = serde_json::from_slice(&failure(400, body).http_body()).unwrap();
+        assert_eq!(error["error"]["code"], "context_length_exceeded");
+        assert_eq!(
+            (&error["error"]["n_prompt_tokens"], &error["error"]["n_ctx"]),
+            (&9.into(), &4.into())
+        );
+        let own = br#"{"error":{"message":"m","type":"x","param":"n","code":"y"}}"#;
+        assert_eq!(failure(400, own).http_body(), own);
+    }
+
+    #[test]
+    fn options_and_extra() {
+        let mut infer = Infer::new(Input::Prompt("p"));
+        infer.temperature = Some(0.7);
+        infer.stop = vec!["a"];
+        infer.extra = Some(r#"{"grammar":"g","temperature":0}"#);
+        let body = Value::Object(options(&infer, "repeat_penalty").unwrap());
+        assert_eq!(
+            body.to_string(),
+            r#"{"temperature":0,"stop":["a"],"grammar":"g","stream":true}"#
+        );
+        assert_eq!(float(0.7).to_string(), "0.7");
+        for (extra, message) in [
+            ("[]", "extra is not a JSON object"),
+            (r#"{"stream":false}"#, "extra may not set stream: the gateway does"),
+        ] {
+            infer.extra = Some(extra);
+            assert_eq!(options(&infer, "x").unwrap_err().message, message);
+        }
+        assert!(messages("{}").is_err() && messages("[").is_err() && messages("[]").is_ok());
+    }
+}

@@ -1,0 +1,365 @@
+//! llama.cpp's llama-server: `/completion`, `/v1/*`, and everything else it has, passed through.
+//!
+//! What generates text is always asked for as a stream, also for a client that wants a plain answer: llama-server
+//! does not notice that a plain request was abandoned while it works. The plain answer is then put together here
+//! (`collect`). Tokens are counted by what the server says (`tokens_predicted`, `timings.predicted_n`), never by
+//! events: an event can carry several, or a part of one.
+
+mod collect;
+
+use std::borrow::Cow;
+
+use serde::Deserialize;
+use serde_json::value::RawValue;
+use serde_json::{Value, json};
+
+use self::collect::Collector;
+use super::answer::{self, ERROR_BODY_BYTES_MAX};
+use super::openai::{finish_reason, usage_in};
+use super::{Exchange, Failure, Finished, Output, Tell};
+use crate::wire::frame::{ErrorCode, FinishReason};
+use crate::wire::http1::ResponseHead;
+use crate::wire::message::{Infer, Input};
+use crate::wire::openai::{RequestPeek, Usage};
+use crate::wire::sse::{SseEvent, SseSplitter};
+
+/// Which of its two forms an answer that generates text has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Form {
+    /// `/completion`: `content`, `tokens_predicted`, `stop`.
+    Native,
+    /// `/v1/chat/completions`.
+    Chat,
+    /// `/v1/completions`.
+    Completions,
+}
+
+/// What to send for `infer`.
+pub fn encode(infer: &Infer<'_>) -> Result<Exchange, Failure> {
+    if let Input::Api { method, path, body } = infer.input {
+        return api(method, path, body);
+    }
+    if infer.seed.is_some_and(|seed| seed > u64::from(u32::MAX)) {
+        let message = "seed is over 2^32 - 1, the most that llama-server takes";
+        return Err(Failure::request(ErrorCode::BadRequest, message));
+    }
+    let mut json = answer::options(infer, "repeat_penalty")?;
+    let (target, form) = match infer.input {
+        Input::Prompt(prompt) => {
+            json.insert("prompt".to_owned(), prompt.into());
+            ("/completion", Form::Native)
+        }
+        Input::Messages(text) => {
+            json.insert("messages".to_owned(), answer::messages(text)?);
+            json.insert("timings_per_token".to_owned(), true.into());
+            json.insert("stream_options".to_owned(), json!({ "include_usage": true }));
+            ("/v1/chat/completions", Form::Chat)
+        }
+        Input::Api { .. } => unreachable!("it was answered above"),
+    };
+    if let Some(max_tokens) = infer.max_tokens {
+        let name = if form == Form::Native { "n_predict" } else { "max_tokens" };
+        json.entry(name).or_insert(max_tokens.into());
+    }
+    let reader = Reader::new(Shape::Text, Some(form));
+    Ok(exchange("POST", target, Value::Object(json).to_string().into_bytes(), reader, 1, true))
+}
+
+fn api(method: &str, target: &str, body: &[u8]) -> Result<Exchange, Failure> {
+    let path = target.split('?').next().unwrap_or(target);
+    let form = match path {
+        "/completion" | "/completions" | "/infill" => Form::Native,
+        "/v1/chat/completions" | "/chat/completions" => Form::Chat,
+        "/v1/completions" => Form::Completions,
+        _ => {
+            // These run the model, and so take a slot; the rest of the API answers from memory.
+            let takes_slot = method == "POST"
+                && ["embedding", "rerank", "/v1/messages", "/v1/responses"]
+                    .iter()
+                    .any(|name| path.contains(name));
+            let reader = Reader::new(Shape::Api, None);
+            let weight = u32::from(takes_slot);
+            return Ok(exchange(method, target, body.to_vec(), reader, weight, false));
+        }
+    };
+    if method != "POST" {
+        let reader = Reader::new(Shape::Api, None);
+        return Ok(exchange(method, target, body.to_vec(), reader, 0, false));
+    }
+    // llama-server answers a body that is no JSON with 500, as if the fault were its own.
+    let bad = |error: serde_json::Error| {
+        Failure::request(ErrorCode::BadRequest, format!("the body is not a JSON request: {error}"))
+    };
+    let peek: RequestPeek<'_> = serde_json::from_slice(body).map_err(bad)?;
+    let weight = peek.weight();
+    if peek.stream == Some(true) {
+        let reader = Reader::new(Shape::Api, Some(form));
+        return Ok(exchange(method, target, body.to_vec(), reader, weight, true));
+    }
+    let mut json: Value = serde_json::from_slice(body).map_err(bad)?;
+    let collector = Collector::new(form, &json, weight);
+    json["stream"] = true.into();
+    if form != Form::Native {
+        json["stream_options"] = json!({ "include_usage": true });
+    }
+    let reader = Reader::new(Shape::Collect(Box::new(collector)), Some(form));
+    Ok(exchange(method, target, json.to_string().into_bytes(), reader, weight, false))
+}
+
+fn exchange(
+    method: &str,
+    target: &str,
+    body: Vec<u8>,
+    reader: Reader,
+    weight: u32,
+    streamed: bool,
+) -> Exchange {
+    Exchange {
+        method: method.to_owned(),
+        target: target.to_owned(),
+        content_type: (!body.is_empty()).then(|| "application/json".to_owned()),
+        body,
+        reader: super::Reader::Llama(Box::new(reader)),
+        weight,
+        streamed,
+    }
+}
+
+/// Reads an answer.
+#[derive(Clone, Debug)]
+pub struct Reader {
+    shape: Shape,
+    form: Option<Form>,
+    state: State,
+    counts: Counts,
+    events: u64,
+}
+
+/// What is made of an answer.
+#[derive(Clone, Debug)]
+enum Shape {
+    /// Text and tokens.
+    Text,
+    /// The bytes as they come.
+    Api,
+    /// One plain answer.
+    Collect(Box<Collector>),
+}
+
+#[derive(Clone, Debug)]
+enum State {
+    Head,
+    Plain(Vec<u8>),
+    Events(SseSplitter),
+    Error(u16, Vec<u8>),
+    Over,
+}
+
+/// What the events have said so far.
+#[derive(Clone, Copy, Debug, Default)]
+struct Counts {
+    prompt: u32,
+    /// Of each answer's text, the tokens up to here; of several sequences, only the sum of the last words.
+    completion: u32,
+    ended: bool,
+    reason: Option<FinishReason>,
+}
+
+#[derive(Deserialize)]
+struct Event<'a> {
+    #[serde(default, borrow)]
+    content: Option<Cow<'a, str>>,
+    #[serde(default)]
+    stop: bool,
+    #[serde(default, borrow)]
+    stop_type: Option<&'a str>,
+    tokens_predicted: Option<u32>,
+    tokens_evaluated: Option<u32>,
+    #[serde(default, borrow)]
+    choices: Vec<Choice<'a>>,
+    usage: Option<Usage>,
+    timings: Option<Timings>,
+    #[serde(default, borrow)]
+    error: Option<&'a RawValue>,
+}
+
+#[derive(Deserialize)]
+struct Choice<'a> {
+    #[serde(default, borrow)]
+    delta: Option<Delta<'a>>,
+    #[serde(default, borrow)]
+    finish_reason: Option<&'a str>,
+}
+
+#[derive(Deserialize)]
+struct Delta<'a> {
+    #[serde(default, borrow)]
+    content: Option<Cow<'a, str>>,
+}
+
+#[derive(Deserialize)]
+struct Timings {
+    predicted_n: Option<u32>,
+}
+
+impl Reader {
+    fn new(shape: Shape, form: Option<Form>) -> Reader {
+        Reader { shape, form, state: State::Head, counts: Counts::default(), events: 0 }
+    }
+
+    pub(super) fn head(&mut self, head: &ResponseHead<'_>, tell: &mut Tell<'_>) {
+        let content_type = head.content_type.unwrap_or("application/octet-stream");
+        let events = content_type.starts_with("text/event-stream");
+        self.state = if !(200..300).contains(&head.status) {
+            State::Error(head.status, Vec::new())
+        } else if events {
+            State::Events(SseSplitter::new())
+        } else {
+            State::Plain(Vec::new())
+        };
+        if matches!(self.shape, Shape::Api) && !matches!(self.state, State::Error(..)) {
+            tell(Output::Head { status: head.status, content_type, stream: events });
+        }
+    }
+
+    pub(super) fn body(&mut self, bytes: &[u8], tell: &mut Tell<'_>) {
+        match std::mem::replace(&mut self.state, State::Over) {
+            State::Error(status, mut body) => {
+                let room = ERROR_BODY_BYTES_MAX - body.len();
+                body.extend_from_slice(&bytes[..bytes.len().min(room)]);
+                self.state = State::Error(status, body);
+            }
+            State::Plain(mut tail) => {
+                if matches!(self.shape, Shape::Api) {
+                    tell(Output::Body { bytes, tokens: 0 });
+                }
+                // Only embeddings tell a usage in a plain answer, at the end or in few bytes.
+                let room = ERROR_BODY_BYTES_MAX.saturating_sub(tail.len());
+                tail.extend_from_slice(&bytes[..bytes.len().min(room)]);
+                self.state = State::Plain(tail);
+            }
+            State::Events(mut splitter) => {
+                let mut failed = None;
+                let fed = splitter.feed(bytes, |event| {
+                    if failed.is_none() {
+                        failed = self.event(&event, tell).err();
+                    }
+                });
+                if fed.is_err() {
+                    let message = "llama-server sent an event without end";
+                    failed = Some(Failure::backend(ErrorCode::Backend, message));
+                }
+                match failed {
+                    Some(failure) => tell(Output::Fail(failure)),
+                    None => self.state = State::Events(splitter),
+                }
+            }
+            State::Head | State::Over => {}
+        }
+    }
+
+    fn event(&mut self, event: &SseEvent<'_>, tell: &mut Tell<'_>) -> Result<(), Failure> {
+        self.events += 1;
+        if !event.data.starts_with(b"{") {
+            self.counts.ended |= event.data == b"[DONE]";
+            if matches!(self.shape, Shape::Api) {
+                tell(Output::Body { bytes: event.raw, tokens: 0 });
+            }
+            return Ok(());
+        }
+        let parsed: Event<'_> = serde_json::from_slice(event.data).map_err(|error| {
+            let message = format!("llama-server sent an event that is not understood: {error}");
+            Failure::backend(ErrorCode::Backend, message)
+        })?;
+        if let Some(error) = parsed.error {
+            let error: Value = serde_json::from_str(error.get()).unwrap_or_default();
+            let code = error["code"].as_u64().and_then(|code| u16::try_from(code).ok());
+            return Err(answer::failure(code.unwrap_or(500), event.data));
+        }
+        let tokens = self.count(&parsed);
+        match &mut self.shape {
+            Shape::Api => tell(Output::Body { bytes: event.raw, tokens }),
+            Shape::Collect(collector) => collector.event(event.data)?,
+            Shape::Text => {
+                let delta = parsed.choices.first().and_then(|choice| choice.delta.as_ref());
+                let text = parsed.content.or(delta.and_then(|delta| delta.content.clone()));
+                let text = text.as_deref().unwrap_or_default();
+                if !text.is_empty() || tokens > 0 {
+                    tell(Output::Text { text, tokens });
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes note of an event's counts: the tokens that it brings.
+    fn count(&mut self, event: &Event<'_>) -> u32 {
+        let counts = &mut self.counts;
+        counts.prompt = event.tokens_evaluated.unwrap_or(counts.prompt);
+        if let Some(usage) = event.usage {
+            counts.prompt = usage.prompt_tokens;
+        }
+        if event.stop {
+            counts.ended = self.form == Some(Form::Native) || counts.ended;
+            counts.reason = event.stop_type.map(|stop_type| match stop_type {
+                "eos" | "word" => FinishReason::Stop,
+                "limit" => FinishReason::Length,
+                _ => FinishReason::Other,
+            });
+        }
+        for choice in &event.choices {
+            counts.reason = choice.finish_reason.map(finish_reason).or(counts.reason);
+        }
+        let by_timings = event.timings.as_ref().and_then(|timings| timings.predicted_n);
+        let by_usage = event.usage.map(|usage| usage.completion_tokens);
+        let so_far = event.tokens_predicted.or(by_timings).or(by_usage).unwrap_or(0);
+        let new = so_far.saturating_sub(counts.completion);
+        counts.completion = counts.completion.max(so_far);
+        new
+    }
+
+    pub(super) fn end(&mut self, complete: bool, tell: &mut Tell<'_>) {
+        match std::mem::replace(&mut self.state, State::Over) {
+            State::Over => {}
+            State::Error(status, body) => tell(Output::Fail(answer::failure(status, &body))),
+            State::Events(_) if complete && self.counts.ended => self.done(tell),
+            State::Plain(tail) if complete && matches!(self.shape, Shape::Api) => {
+                self.counts.prompt = usage_in(&tail).unwrap_or_default().prompt_tokens;
+                self.done(tell);
+            }
+            State::Plain(_) if complete => {
+                let message = "llama-server did not answer with a stream";
+                tell(Output::Fail(Failure::backend(ErrorCode::Backend, message)));
+            }
+            _ => {
+                let count = self.counts.completion;
+                let message = format!("llama-server broke off after {count} tokens");
+                tell(Output::Fail(Failure::backend(ErrorCode::Backend, message)));
+            }
+        }
+    }
+
+    fn done(&mut self, tell: &mut Tell<'_>) {
+        let Counts { prompt, completion, reason, .. } = self.counts;
+        if let Shape::Collect(collector) = &mut self.shape {
+            let body = match collector.finish() {
+                Ok(body) => body,
+                Err(failure) => return tell(Output::Fail(failure)),
+            };
+            let content_type = "application/json; charset=utf-8";
+            tell(Output::Head { status: 200, content_type, stream: false });
+            tell(Output::Body { bytes: &body, tokens: completion });
+        }
+        let is_text = matches!(self.shape, Shape::Text);
+        let reason = if is_text { reason } else { None }.unwrap_or(FinishReason::Other);
+        let finished = Finished { reason, prompt_tokens: prompt, completion_tokens: completion };
+        tell(Output::Done(finished));
+    }
+
+    pub(super) fn is_over(&self) -> bool {
+        matches!(self.state, State::Over)
+    }
+}
+
+#[cfg(test)]
+mod tests;

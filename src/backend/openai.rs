@@ -1,0 +1,379 @@
+//! Any server with OpenAI's API: vLLM, TensorRT-LLM, MLX, Ollama, LM Studio and others.
+//!
+//! A path call goes out and comes back unchanged; its events are looked at only where they may hold an error or the
+//! token counts. A prompt or messages are asked for as a stream with usage. Such servers say how many tokens there
+//! were at the end only, so that is when tokens are told: chunks are no tokens, and nothing is guessed.
+
+use std::borrow::Cow;
+
+use serde::Deserialize;
+use serde_json::Value;
+use serde_json::value::RawValue;
+
+use super::answer::{self, ERROR_BODY_BYTES_MAX};
+use super::{Exchange, Failure, Finished, Output, Tell};
+use crate::wire::frame::{ErrorCode, FinishReason};
+use crate::wire::http1::ResponseHead;
+use crate::wire::message::{Infer, Input};
+use crate::wire::openai::{RequestPeek, Usage};
+use crate::wire::sse::{SseEvent, SseSplitter};
+
+/// What to send for `infer`.
+pub fn encode(infer: &Infer<'_>) -> Result<Exchange, Failure> {
+    if let Input::Api { method, path, body } = infer.input {
+        return Ok(api(method, path, body));
+    }
+    let mut json = answer::options(infer, "repetition_penalty")?;
+    let target = match infer.input {
+        Input::Messages(text) => {
+            json.insert("messages".to_owned(), answer::messages(text)?);
+            "/v1/chat/completions"
+        }
+        Input::Prompt(prompt) => {
+            json.insert("prompt".to_owned(), prompt.into());
+            "/v1/completions"
+        }
+        Input::Api { .. } => unreachable!("it was answered above"),
+    };
+    if let Some(max_tokens) = infer.max_tokens {
+        json.entry("max_tokens").or_insert(max_tokens.into());
+    }
+    json.insert("stream_options".to_owned(), serde_json::json!({ "include_usage": true }));
+    Ok(Exchange {
+        method: "POST".to_owned(),
+        target: target.to_owned(),
+        content_type: Some("application/json".to_owned()),
+        body: Value::Object(json).to_string().into_bytes(),
+        reader: super::Reader::OpenAi(Box::new(Reader::new(true))),
+        weight: 1,
+        streamed: true,
+    })
+}
+
+fn api(method: &str, path: &str, body: &[u8]) -> Exchange {
+    // A body that is no JSON is the server's to refuse: what it takes is not known here.
+    let peek: RequestPeek<'_> = serde_json::from_slice(body).unwrap_or_default();
+    Exchange {
+        method: method.to_owned(),
+        target: path.to_owned(),
+        content_type: (!body.is_empty()).then(|| "application/json".to_owned()),
+        weight: if method == "POST" { peek.weight() } else { 0 },
+        streamed: peek.stream == Some(true),
+        body: body.to_vec(),
+        reader: super::Reader::OpenAi(Box::new(Reader::new(false))),
+    }
+}
+
+/// Reads an answer.
+#[derive(Clone, Debug)]
+pub struct Reader {
+    as_text: bool,
+    state: State,
+    usage: Usage,
+    reason: Option<FinishReason>,
+    events: u64,
+}
+
+#[derive(Clone, Debug)]
+enum State {
+    Head,
+    /// A body that is passed on, or of which only the usage matters.
+    Plain(Vec<u8>),
+    Events(SseSplitter),
+    Error(u16, Vec<u8>),
+    Over,
+}
+
+/// As much of a plain answer is kept as may hold its usage, which stands at its end or, in short ones, anywhere.
+const TAIL_BYTES_MAX: usize = 16 << 10;
+
+#[derive(Deserialize)]
+struct Event<'a> {
+    #[serde(default, borrow)]
+    choices: Vec<Choice<'a>>,
+    #[serde(default)]
+    usage: Option<Usage>,
+    #[serde(default, borrow)]
+    error: Option<&'a RawValue>,
+}
+
+#[derive(Deserialize)]
+struct Choice<'a> {
+    #[serde(default, borrow)]
+    text: Option<Cow<'a, str>>,
+    #[serde(default, borrow)]
+    delta: Option<Delta<'a>>,
+    #[serde(default, borrow)]
+    finish_reason: Option<Cow<'a, str>>,
+}
+
+#[derive(Deserialize)]
+struct Delta<'a> {
+    #[serde(default, borrow)]
+    content: Option<Cow<'a, str>>,
+}
+
+/// The finish reason of a name in OpenAI's API.
+pub fn finish_reason(name: &str) -> FinishReason {
+    match name {
+        "stop" => FinishReason::Stop,
+        "length" => FinishReason::Length,
+        "tool_calls" | "function_call" => FinishReason::ToolCalls,
+        _ => FinishReason::Other,
+    }
+}
+
+impl Reader {
+    fn new(as_text: bool) -> Reader {
+        Reader { as_text, state: State::Head, usage: Usage::default(), reason: None, events: 0 }
+    }
+
+    pub(super) fn head(&mut self, head: &ResponseHead<'_>, tell: &mut Tell<'_>) {
+        let content_type = head.content_type.unwrap_or("application/octet-stream");
+        let events = content_type.starts_with("text/event-stream");
+        self.state = if !(200..300).contains(&head.status) {
+            State::Error(head.status, Vec::new())
+        } else if events {
+            State::Events(SseSplitter::new())
+        } else {
+            State::Plain(Vec::new())
+        };
+        if !self.as_text && !matches!(self.state, State::Error(..)) {
+            tell(Output::Head { status: head.status, content_type, stream: events });
+        }
+    }
+
+    pub(super) fn body(&mut self, bytes: &[u8], tell: &mut Tell<'_>) {
+        match std::mem::replace(&mut self.state, State::Over) {
+            State::Error(status, mut body) => {
+                let room = ERROR_BODY_BYTES_MAX - body.len();
+                body.extend_from_slice(&bytes[..bytes.len().min(room)]);
+                self.state = State::Error(status, body);
+            }
+            State::Plain(mut tail) => {
+                if !self.as_text {
+                    tell(Output::Body { bytes, tokens: 0 });
+                }
+                tail.extend_from_slice(bytes);
+                let excess = tail.len().saturating_sub(TAIL_BYTES_MAX);
+                tail.drain(..excess);
+                self.state = State::Plain(tail);
+            }
+            State::Events(mut splitter) => {
+                let mut failed = None;
+                let fed = splitter.feed(bytes, |event| {
+                    if failed.is_none() {
+                        failed = self.event(&event, tell).err();
+                    }
+                });
+                if fed.is_err() {
+                    let message = "the backend sent an event without end";
+                    failed = Some(Failure::backend(ErrorCode::Backend, message));
+                }
+                match failed {
+                    Some(failure) => tell(Output::Fail(failure)),
+                    None => self.state = State::Events(splitter),
+                }
+            }
+            State::Head | State::Over => {}
+        }
+    }
+
+    fn event(&mut self, event: &SseEvent<'_>, tell: &mut Tell<'_>) -> Result<(), Failure> {
+        self.events += 1;
+        if self.as_text || may_hold_more(event.data) {
+            if !event.data.starts_with(b"{") {
+                return self.pass(event, tell);
+            }
+            let parsed: Event<'_> = serde_json::from_slice(event.data).map_err(|error| {
+                let message = format!("the backend sent an event that is not understood: {error}");
+                Failure::backend(ErrorCode::Backend, message)
+            })?;
+            if let Some(error) = parsed.error.filter(|error| error.get() != "null") {
+                let code = serde_json::from_str::<Value>(error.get()).ok();
+                let code = code.and_then(|error| error["code"].as_u64()).unwrap_or(500);
+                return Err(answer::failure(u16::try_from(code).unwrap_or(500), event.data));
+            }
+            if let Some(usage) = parsed.usage {
+                self.usage = usage;
+            }
+            for choice in &parsed.choices {
+                self.reason = choice.finish_reason.as_deref().map(finish_reason).or(self.reason);
+                let content = choice.delta.as_ref().and_then(|delta| delta.content.as_deref());
+                if let Some(text) = content.or(choice.text.as_deref())
+                    && self.as_text
+                    && !text.is_empty()
+                {
+                    tell(Output::Text { text, tokens: 0 });
+                }
+            }
+        }
+        self.pass(event, tell)
+    }
+
+    fn pass(&self, event: &SseEvent<'_>, tell: &mut Tell<'_>) -> Result<(), Failure> {
+        if !self.as_text {
+            tell(Output::Body { bytes: event.raw, tokens: 0 });
+        }
+        Ok(())
+    }
+
+    pub(super) fn end(&mut self, complete: bool, tell: &mut Tell<'_>) {
+        match std::mem::replace(&mut self.state, State::Over) {
+            State::Over => {}
+            State::Error(status, body) => tell(Output::Fail(answer::failure(status, &body))),
+            State::Events(splitter) if complete && splitter.is_between_events() => {
+                self.done(tell);
+            }
+            State::Plain(tail) if complete => {
+                let usage = usage_in(&tail);
+                self.usage = usage.unwrap_or_default();
+                if self.as_text {
+                    let message = "the backend did not answer with a stream";
+                    tell(Output::Fail(Failure::backend(ErrorCode::Backend, message)));
+                } else {
+                    self.done(tell);
+                }
+            }
+            _ => {
+                let message = format!("the backend broke off after {} events", self.events);
+                tell(Output::Fail(Failure::backend(ErrorCode::Backend, message)));
+            }
+        }
+    }
+
+    fn done(&mut self, tell: &mut Tell<'_>) {
+        let Usage { prompt_tokens, completion_tokens } = self.usage;
+        if self.as_text && completion_tokens > 0 {
+            tell(Output::Text { text: "", tokens: completion_tokens });
+        }
+        let reason = self.reason.unwrap_or(FinishReason::Other);
+        let reason = if self.as_text { reason } else { FinishReason::Other };
+        tell(Output::Done(Finished { reason, prompt_tokens, completion_tokens }));
+    }
+
+    pub(super) fn is_over(&self) -> bool {
+        matches!(self.state, State::Over)
+    }
+}
+
+/// Whether an event may hold an error or token counts. A token's event says `"usage":null` or nothing of it, and is
+/// not worth a parse. Text that looks like it, quoted, costs a parse and does no harm.
+fn may_hold_more(data: &[u8]) -> bool {
+    contains(data, b"\"usage\":{")
+        || contains(data, b"\"usage\": {")
+        || contains(data, b"\"error\"")
+}
+
+fn contains(data: &[u8], wanted: &[u8]) -> bool {
+    let last = wanted[wanted.len() - 1];
+    let mut at = wanted.len() - 1;
+    // The last byte of each pattern is rarer in JSON than its first, a quote.
+    while let Some(found) = data.get(at..).and_then(|d| d.iter().position(|&b| b == last)) {
+        at += found + 1;
+        if data[..at].ends_with(wanted) {
+            return true;
+        }
+    }
+    false
+}
+
+/// The token counts at the end of a plain answer.
+pub fn usage_in(tail: &[u8]) -> Option<Usage> {
+    #[derive(Deserialize)]
+    struct Answer {
+        usage: Option<Usage>,
+    }
+    if tail.len() < TAIL_BYTES_MAX
+        && let Ok(answer) = serde_json::from_slice::<Answer>(tail)
+    {
+        return answer.usage;
+    }
+    // The beginning is missing, so what stands there is looked for by name.
+    let name = b"\"usage\":";
+    let at = (0..tail.len().saturating_sub(name.len())).rfind(|&i| tail[i..].starts_with(name))?;
+    let mut values = serde_json::Deserializer::from_slice(&tail[at + name.len()..]).into_iter();
+    values.next()?.ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::wire::http1::BodyLength;
+
+    fn head(status: u16, content_type: &'static str) -> ResponseHead<'static> {
+        let content_type = Some(content_type);
+        ResponseHead {
+            status,
+            keep_alive: true,
+            body: BodyLength::Chunked,
+            content_type,
+            retry_after: None,
+        }
+    }
+
+    fn read(infer: &Infer<'_>, head: &ResponseHead<'_>, body: &[u8], split: usize) -> String {
+        let mut told = String::new();
+        let mut tell = |output: Output<'_>| match output {
+            Output::Text { text, tokens } => told += &format!("{text}/{tokens} "),
+            Output::Body { bytes, .. } => told += std::str::from_utf8(bytes).unwrap(),
+            Output::Head { status, stream, .. } => told += &format!("[{status} {stream}]"),
+            Output::Done(done) => told += &format!("{done:?}"),
+            Output::Fail(f) => told += &format!("{:?} {}: {}", f.kind, f.code.name(), f.message),
+            Output::Moved { .. } => {}
+        };
+        let mut reader = encode(infer).unwrap().reader;
+        reader.head(head, &mut tell);
+        body.chunks(split).for_each(|part| reader.body(part, &mut tell));
+        reader.end(true, &mut tell);
+        assert!(reader.is_over());
+        told
+    }
+
+    const EVENTS: &str = "data: {\"choices\":[{\"delta\":{\"role\":\"assistant\",\"content\":\"\"}}]}\n\n\
+        data: {\"choices\":[{\"delta\":{\"content\":\"a\\n\"},\"finish_reason\":null}],\"usage\":null}\n\n\
+        data: {\"choices\":[{\"delta\":{\"content\":\"b\"},\"finish_reason\":\"length\"}]}\n\n\
+        data: {\"choices\":[],\"usage\":{\"prompt_tokens\":5,\"completion_tokens\":2}}\n\ndata: [DONE]\n\n";
+
+    #[test]
+    fn a_stream_as_text_and_as_it_is() {
+        let text = Infer::new(Input::Messages("[]"));
+        let api = Infer::new(Input::Api {
+            method: "POST",
+            path: "/v1/chat/completions",
+            body: b"{\"stream\":true}",
+        });
+        let head = head(200, "text/event-stream; charset=utf-8");
+        for split in [1, 7, 10_000] {
+            let told = read(&text, &head, EVENTS.as_bytes(), split);
+            assert_eq!(
+                told,
+                "a\n/0 b/0 /2 Finished { reason: Length, prompt_tokens: 5, completion_tokens: 2 }"
+            );
+            let told = read(&api, &head, EVENTS.as_bytes(), split);
+            let done = "Finished { reason: Other, prompt_tokens: 5, completion_tokens: 2 }";
+            assert_eq!(told, format!("[200 true]{EVENTS}{done}"));
+        }
+        assert!(encode(&api).unwrap().streamed);
+        assert_eq!(encode(&api).unwrap().body, b"{\"stream\":true}");
+    }
+
+    #[test]
+    fn plain_answers_and_failures() {
+        let body = b"{\"stream\" : false}";
+        let api = Infer::new(Input::Api { method: "POST", path: "/v1/completions", body });
+        let answer = b"{\"choices\":[],\"usage\":{\"prompt_tokens\":3,\"completion_tokens\":4}}";
+        let told = read(&api, &head(200, "application/json"), answer, 5);
+        assert!(told.ends_with("prompt_tokens: 3, completion_tokens: 4 }"), "{told}");
+        let long = [b"{\"x\":\"", "y".repeat(20_000).as_bytes(), b"\",", &answer[1..]].concat();
+        let told = read(&api, &head(200, "application/json"), &long, 999);
+        assert!(told.ends_with("prompt_tokens: 3, completion_tokens: 4 }"));
+        let error = b"{\"error\":{\"message\":\"no\",\"type\":\"x\",\"code\":\"y\"}}";
+        assert_eq!(read(&api, &head(400, "application/json"), error, 3), "Request BAD_REQUEST: no");
+        let event = b"data: {\"error\":{\"message\":\"oom\",\"code\":500}}\n\ndata: x\n\n";
+        let told = read(&api, &head(200, "text/event-stream"), event, 1000);
+        assert_eq!(told, "[200 true]Backend BACKEND: oom");
+        let cut = read(&api, &head(200, "text/event-stream"), b"data: x\n\ndata: y", 4);
+        assert!(cut.ends_with("Backend BACKEND: the backend broke off after 1 events"), "{cut}");
+    }
+}

@@ -1,0 +1,138 @@
+use super::*;
+use crate::wire::frame::ErrorCode;
+use serde_json::Value;
+
+fn builtin(echo: bool, itl_ms: u64) -> Builtin {
+    Builtin::new(BuiltinConfig {
+        model: "built-in".to_owned(),
+        echo,
+        ttft: Delay::Fixed(Duration::from_millis(5 * itl_ms)),
+        itl: Delay::Fixed(Duration::from_millis(itl_ms)),
+        slots: 2,
+        seed: 1,
+    })
+}
+
+/// Text or body, tokens told, the waits, and how it ended.
+fn run(builtin: &mut Builtin, infer: &Infer<'_>) -> (String, u32, Vec<Duration>, Option<Finished>) {
+    let (mut text, mut sum, mut waits, mut end) = (String::new(), 0, Vec::new(), None);
+    let mut job = builtin.start(infer).unwrap();
+    let mut now = Instant(1);
+    loop {
+        let next = job.step(now, &mut |output| match output {
+            Output::Text { text: t, tokens } => {
+                text.push_str(t);
+                sum += tokens;
+            }
+            Output::Body { bytes, tokens } => {
+                text.push_str(std::str::from_utf8(bytes).unwrap());
+                sum += tokens;
+            }
+            Output::Done(finished) => end = Some(finished),
+            Output::Head { .. } => {}
+            other => panic!("{other:?}"),
+        });
+        match next {
+            Next::Wait(wait) => {
+                now = now + wait;
+                waits.push(wait);
+            }
+            Next::Finished => return (text, sum, waits, end),
+        }
+    }
+}
+
+fn post<'a>(path: &'a str, body: &'a str) -> Infer<'a> {
+    Infer::new(Input::Api { method: "POST", path, body: body.as_bytes() })
+}
+
+#[test]
+fn text_with_and_without_delays() {
+    let infer = Infer { max_tokens: Some(9), ..Infer::new(Input::Prompt(" the way")) };
+    let (text, tokens, waits, end) = run(&mut builtin(false, 0), &infer);
+    let wanted = Finished { reason: FinishReason::Length, prompt_tokens: 2, completion_tokens: 9 };
+    assert_eq!((tokens, waits.len(), end), (9, 0, Some(wanted)));
+    let (slow, tokens, waits, _) = run(&mut builtin(false, 2), &infer);
+    assert_eq!((slow, tokens), (text, 9));
+    let total: Duration = waits.iter().sum();
+    assert_eq!(total, Duration::from_millis(10 + 8 * 2), "the first token, and eight more");
+    let echo = Infer::new(Input::Prompt("hello there"));
+    let (text, tokens, _, end) = run(&mut builtin(true, 0), &echo);
+    assert_eq!((text.as_str(), tokens), ("hello there", 11));
+    assert_eq!(end.map(|end| end.reason), Some(FinishReason::Stop));
+}
+
+#[test]
+fn streams_and_plain_answers_have_the_same_text() {
+    for (path, input) in [
+        ("/completion", r#""prompt":"p","n_predict":7"#),
+        ("/v1/completions", r#""prompt":["p","q"],"max_tokens":7"#),
+        (
+            "/v1/chat/completions",
+            r#""messages":[{"role":"user","content":"p"}],"max_tokens":7,"n":2"#,
+        ),
+    ] {
+        let (plain, tokens, _, _) =
+            run(&mut builtin(false, 0), &post(path, &format!("{{{input}}}")));
+        let plain: Value = serde_json::from_str(&plain).unwrap();
+        let body =
+            format!(r#"{{{input},"stream":true,"stream_options":{{"include_usage":true}}}}"#);
+        let (stream, streamed, _, _) = run(&mut builtin(false, 1), &post(path, &body));
+        assert_eq!(tokens, streamed);
+        let mut text = String::new();
+        for data in stream.split_terminator("\n\n").map(|event| &event["data: ".len()..]) {
+            let Ok(event) = serde_json::from_str::<Value>(data) else {
+                assert_eq!(data, "[DONE]");
+                continue;
+            };
+            let first = &event["choices"][0];
+            if first["index"].as_u64().unwrap_or(0) == 0 {
+                let part = [&event["content"], &first["text"], &first["delta"]["content"]];
+                text.extend(part.iter().filter_map(|part| part.as_str()));
+            }
+            if let Some(usage) = event.get("usage") {
+                assert_eq!(usage, &plain["usage"]);
+            }
+        }
+        let choice = &plain["choices"][0];
+        let whole = [&plain["content"], &choice["text"], &choice["message"]["content"]];
+        assert_eq!(whole.iter().find_map(|text| text.as_str()), Some(text.as_str()), "{path}");
+        assert_eq!(stream.ends_with("data: [DONE]\n\n"), path != "/completion");
+    }
+}
+
+#[test]
+fn tokens_embeddings_and_what_is_not_there() {
+    let mut builtin = builtin(false, 0);
+    let mut ask = |path: &str, body: &str| -> Value {
+        serde_json::from_str(&run(&mut builtin, &post(path, body)).0).unwrap()
+    };
+    let tokens = ask("/tokenize", r#"{"content":" the ü"}"#);
+    assert_eq!(ask("/detokenize", &tokens.to_string())["content"], " the ü");
+    let plain = ask("/v1/embeddings", r#"{"input":["a","b"],"dimensions":3}"#);
+    assert_eq!(plain["data"][1]["embedding"].as_array().unwrap().len(), 3);
+    let packed =
+        ask("/v1/embeddings", r#"{"input":"a","dimensions":3,"encoding_format":"base64"}"#);
+    assert_eq!(packed["data"][0]["embedding"].as_str().unwrap().len(), 16);
+    let get = |path| Infer::new(Input::Api { method: "GET", path, body: b"" });
+    for (infer, code) in [
+        (post("/nope", "{}"), ErrorCode::NotFound),
+        (get("/completion"), ErrorCode::NotFound),
+        (post("/completion", "{"), ErrorCode::BadRequest),
+        (post("/completion", "{}"), ErrorCode::BadRequest),
+        (post("/v1/completions", r#"{"prompt":"a","n":1000}"#), ErrorCode::BadRequest),
+        (post("/v1/chat/completions", r#"{"messages":[]}"#), ErrorCode::BadRequest),
+    ] {
+        assert_eq!(builtin.start(&infer).unwrap_err().code, code, "{infer:?}");
+    }
+    let props = run(&mut builtin, &get("/props")).0;
+    assert!(props.contains(r#""total_slots":2"#));
+}
+
+#[test]
+fn delays_have_the_mean_that_was_asked_for() {
+    let delay = Delay::LogNormal { mean: Duration::from_millis(20), sigma: 0.5 };
+    let mut prng = Prng::new(3);
+    let sum: f64 = (0..20_000).map(|_| delay.draw(&mut prng).as_secs_f64()).sum();
+    assert!((sum / 20_000.0 - 0.020).abs() < 0.0005);
+}

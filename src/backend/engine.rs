@@ -397,7 +397,12 @@ impl Engine {
                 self.upstreams.remove(token);
                 return;
             }
-            self.end(token, Some(Failure::backend(ErrorCode::Backend, message)), sink);
+            let failure = if upstream.connected {
+                Failure::backend(ErrorCode::Backend, message)
+            } else {
+                Failure::unreachable(message)
+            };
+            self.end(token, Some(failure), sink);
             return;
         }
         let target = upstream.target;

@@ -74,6 +74,8 @@ pub enum FailureKind {
     Loading,
     /// The backend's: another may do better.
     Backend,
+    /// There is no connection to the backend: it is taken for down until it answers the health check.
+    Unreachable,
 }
 
 /// How an answer ended badly.
@@ -89,6 +91,8 @@ pub struct Failure {
     pub message: String,
     /// The backend's own error body, where that says more; else one is made of code and message.
     pub body: Option<Vec<u8>>,
+    /// When to try again.
+    pub retry_after_s: Option<u32>,
 }
 
 impl Failure {
@@ -102,8 +106,13 @@ impl Failure {
         Failure::new(FailureKind::Backend, code, message.into())
     }
 
+    /// No connection to the backend.
+    pub fn unreachable(message: impl Into<String>) -> Failure {
+        Failure::new(FailureKind::Unreachable, ErrorCode::Backend, message.into())
+    }
+
     fn new(kind: FailureKind, code: ErrorCode, message: String) -> Failure {
-        Failure { kind, code, status: code.http_status(), message, body: None }
+        Failure { kind, code, status: code.http_status(), message, body: None, retry_after_s: None }
     }
 
     /// The body for an HTTP client.

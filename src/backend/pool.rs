@@ -97,8 +97,10 @@ pub enum Outcome {
     Served,
     /// The request ended for a reason that says nothing of the backend: cancelled, refused as bad, a deadline.
     Neutral,
-    /// The backend failed: no connection, 5xx, a timeout.
+    /// The backend failed: 5xx, a timeout, an answer that broke off.
     Failed,
+    /// There is no connection to the backend: down, until the health check finds it up.
+    Unreachable,
     /// The backend says that it is loading.
     Loading,
 }
@@ -198,7 +200,7 @@ impl Pool {
         let key = (ask.priority, self.arrivals);
         self.keys.insert(ask.ticket, key);
         self.waiting.insert(key, Waiter { ask, since: now });
-        // With a queue of lower priority, or of sessions bound elsewhere, this one may go at once all the same.
+        // Whoever is ahead may be bound elsewhere or stand lower: `next_grant` finds out.
         Ok(None)
     }
 
@@ -220,6 +222,10 @@ impl Pool {
             Outcome::Neutral => member.breaker.probing = false,
             Outcome::Failed => member.breaker.failed(now),
             Outcome::Loading => member.health = Health::Loading,
+            Outcome::Unreachable => {
+                let reason = "no connection".to_owned();
+                member.health = Health::Down { reason };
+            }
         }
         if weight > 0 {
             if self.departures.len() == DEPARTURES_MAX {

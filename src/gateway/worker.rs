@@ -1,0 +1,689 @@
+//! One core's loop: events, timers, messages of other cores, and what they make of requests.
+
+use std::io;
+use std::net::TcpListener;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::admission::{Message, OWNER, TICK, failure};
+use super::connection::{Connection, Protocol};
+use super::front::{CONNECTION, Command, Front, REQUEST};
+use super::measure::Measures;
+use super::request::{Stage, Work};
+use super::{BackendConfig, Config};
+use crate::backend::builtin::{Builtin, Next};
+use crate::backend::engine::Engine;
+use crate::backend::pool::{Ask, Grant, Health, Outcome, Pool, Ticket};
+use crate::backend::{Dialect, Failure};
+use crate::clock::{Instant, MonotonicClock};
+use crate::limits::{HEAD_TIMEOUT, LINGER_TIMEOUT};
+use crate::net::{Port, Reactor, Readiness, Slab, Token, socket};
+use crate::prng::Prng;
+use crate::proto::binary_server::ServerConfig;
+use crate::wire::frame::ErrorCode;
+
+const UPSTREAM: u8 = 3;
+const LISTENER: Token = Token::single(4);
+const WAKER: Token = Token::single(5);
+const TICKER: Token = Token::single(6);
+/// Connections accepted in one turn, so that a flood of them does not hold up those that are there.
+const ACCEPTS_PER_TURN: usize = 64;
+/// When there was no descriptor for a connection, the next try.
+const ACCEPT_RETRY: Duration = Duration::from_millis(50);
+
+/// A core.
+pub struct Worker {
+    pub(super) front: Front,
+    pub(super) reactor: Reactor,
+    pub(super) source: Source,
+    pub(super) draining: bool,
+    pub(super) prng: Prng,
+    pub(super) binary_config: Rc<ServerConfig>,
+    listener: Option<TcpListener>,
+    port: Port<Message>,
+    /// On core 0: the pool, if there is one.
+    pool: Option<Pool>,
+    /// Whether requests must ask the pool at all.
+    pub(super) has_pool: bool,
+    /// Which backends are up, as the prober says.
+    up: Vec<bool>,
+    /// Tokens of connections, and of connections to backends, that have more to read.
+    ready: Vec<Token>,
+    /// On core 0: cores that still run.
+    others: usize,
+    ticking: bool,
+}
+
+/// What serves requests on this core.
+pub(super) enum Source {
+    Builtin(Builtin),
+    Remote(Dialect, Engine),
+}
+
+impl Worker {
+    /// A core that listens.
+    ///
+    /// # Errors
+    /// The process has no descriptor left.
+    pub fn open(
+        config: Config,
+        listener: TcpListener,
+        port: Port<Message>,
+        clock: MonotonicClock,
+        measures: Arc<Vec<Measures>>,
+    ) -> io::Result<Worker> {
+        let reactor = Reactor::open(clock)?;
+        reactor.poller.register(&listener, LISTENER)?;
+        reactor.poller.register(port.waker(), WAKER)?;
+        let core = port.index();
+        let (source, names, slots) = match &config.backend {
+            BackendConfig::Builtin(builtin) => {
+                let slots = (builtin.slots > 0).then_some(builtin.slots);
+                (Source::Builtin(Builtin::new(builtin.clone())), vec!["builtin".to_owned()], slots)
+            }
+            BackendConfig::Remote { dialect, targets, .. } => {
+                let names = targets.iter().map(|target| target.name.clone()).collect();
+                let engine = Engine::new(UPSTREAM, targets.clone(), config.timeouts);
+                (Source::Remote(*dialect, engine), names, None)
+            }
+        };
+        let has_pool = matches!(source, Source::Remote(..)) || slots.is_some();
+        let mut pool = (core == OWNER && has_pool).then(|| Pool::new(config.pool, &names));
+        if let (Some(pool), Some(slots)) = (&mut pool, slots) {
+            pool.set_health(0, Health::Up { slots });
+        }
+        let agent = concat!("cnse/", env!("CARGO_PKG_VERSION")).to_owned();
+        let binary_config = ServerConfig { token: config.api_key.clone(), agent };
+        let others = config.threads - 1;
+        let up = vec![matches!(source, Source::Builtin(_)); names.len()];
+        let seed = std::process::id() as u64 ^ (core as u64) << 32 ^ reactor.now.0 << 8;
+        Ok(Worker {
+            front: Front {
+                config: Rc::new(config),
+                connections: Slab::new(CONNECTION),
+                requests: Slab::new(REQUEST),
+                dirty: Vec::new(),
+                commands: std::collections::VecDeque::new(),
+                measures,
+                core,
+                backends: names.len() as u32,
+            },
+            reactor,
+            source,
+            draining: false,
+            prng: Prng::new(seed),
+            binary_config: Rc::new(binary_config),
+            listener: Some(listener),
+            port,
+            pool,
+            has_pool,
+            up,
+            ready: Vec::new(),
+            others,
+            ticking: false,
+        })
+    }
+
+    /// Runs until a drain has ended.
+    ///
+    /// # Errors
+    /// The poller failed: a fault of the program.
+    pub fn run(mut self) -> io::Result<()> {
+        loop {
+            let busy = !self.ready.is_empty();
+            self.reactor.wait(busy)?;
+            for index in 0..self.reactor.poller.event_count() {
+                if let Some((token, readiness)) = self.reactor.poller.event(index) {
+                    self.event(token, readiness);
+                }
+            }
+            for token in std::mem::take(&mut self.ready) {
+                self.read_on(token);
+            }
+            while let Some((at, token)) = self.reactor.timers.fire(self.reactor.now) {
+                self.timer(at, token);
+            }
+            self.settle();
+            if !self.port.flush() {
+                self.reactor.timers.set(self.reactor.now + Duration::from_micros(100), TICKER);
+            }
+            if let Source::Remote(_, engine) = &self.source {
+                self.front.measure().upstreams.set(engine.connections() as u64);
+            }
+            if self.draining && self.is_finished() {
+                if self.port.index() != OWNER {
+                    self.port.send(OWNER, Message::Gone);
+                    self.port.flush();
+                }
+                return Ok(());
+            }
+        }
+    }
+
+    /// Carries out commands and writes, until neither brings about more.
+    fn settle(&mut self) {
+        loop {
+            if let Some(command) = self.front.commands.pop_front() {
+                self.command(command);
+            } else if let Some(token) = self.front.dirty.pop() {
+                self.front.flush(self.reactor.now, token);
+                self.close_if_done(token);
+            } else {
+                return;
+            }
+        }
+    }
+
+    fn event(&mut self, token: Token, readiness: Readiness) {
+        match token.kind() {
+            CONNECTION => {
+                let Some(connection) = self.front.connections.get_mut(token) else { return };
+                connection.readable |= readiness.readable;
+                connection.hangup |= readiness.closed;
+                if readiness.writable && !connection.pending().is_empty() {
+                    self.front.touch(token);
+                }
+                self.read_on(token);
+            }
+            UPSTREAM => {
+                let Source::Remote(_, engine) = &mut self.source else { return };
+                let (front, reactor) = (&mut self.front, &mut self.reactor);
+                let now = reactor.now;
+                let mut sink =
+                    |tag, output: crate::backend::Output<'_>| front.output(now, tag, output);
+                if engine.event(reactor, token, readiness, &mut sink) {
+                    self.ready.push(token);
+                }
+            }
+            _ if token == LISTENER => self.accept(),
+            _ if token == WAKER => self.messages(),
+            _ => {}
+        }
+    }
+
+    /// Reads what a connection, of either side, has ready.
+    fn read_on(&mut self, token: Token) {
+        let more = match (token.kind(), &mut self.source) {
+            (CONNECTION, _) => self.read_connection(token),
+            (UPSTREAM, Source::Remote(_, engine)) => {
+                let (front, reactor) = (&mut self.front, &mut self.reactor);
+                let now = reactor.now;
+                let mut sink =
+                    |tag, output: crate::backend::Output<'_>| front.output(now, tag, output);
+                engine.read(reactor, token, &mut sink)
+            }
+            _ => false,
+        };
+        if more {
+            self.ready.push(token);
+        }
+    }
+
+    fn accept(&mut self) {
+        for _ in 0..ACCEPTS_PER_TURN {
+            let Some(listener) = &self.listener else { return };
+            let limit = self.front.config.connections_max.div_ceil(self.front.config.threads);
+            match listener.accept() {
+                Ok((stream, _)) if self.front.connections.len() >= limit => {
+                    self.front.measure().refused_connections.add(1);
+                    drop(stream);
+                }
+                Ok((stream, _)) => {
+                    if socket::prepare(&stream).is_ok() {
+                        self.add_connection(stream);
+                    }
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
+                // The peer was gone before it was accepted.
+                Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
+                Err(error) => {
+                    self.front.measure().refused_connections.add(1);
+                    log::warn!("accepting a connection: {error}; raise the limit with ulimit -n");
+                    self.reactor.timers.set(self.reactor.now + ACCEPT_RETRY, LISTENER);
+                    return;
+                }
+            }
+        }
+        // There may be more, and the listener will not say so again.
+        self.reactor.timers.set(self.reactor.now, LISTENER);
+    }
+
+    fn add_connection(&mut self, stream: std::net::TcpStream) {
+        let now = self.reactor.now;
+        let token = self.front.connections.insert(Connection::new(stream, now));
+        let Some(connection) = self.front.connections.get_mut(token) else { return };
+        if let Err(error) = self.reactor.poller.register(&connection.stream, token) {
+            log::warn!("watching a connection: {error}");
+            self.front.connections.remove(token);
+            return;
+        }
+        connection.timer_at = now + HEAD_TIMEOUT;
+        self.reactor.timers.set(connection.timer_at, token);
+        self.front.measure().connections.set(self.front.connections.len() as u64);
+    }
+
+    fn messages(&mut self) {
+        self.port.waker().looking();
+        while let Some(message) = self.port.receive() {
+            match message {
+                Message::Acquire(ask) => self.acquire(ask),
+                Message::Withdraw(ticket) => self.withdraw(ticket),
+                Message::Release(grant, outcome) => self.release(grant, outcome),
+                Message::Granted(grant) => self.granted(grant),
+                Message::Position { request, position, eta_ms } => {
+                    self.tell_position(request, position, eta_ms);
+                }
+                Message::Refused { request, refusal } => {
+                    let failure = failure(refusal);
+                    self.front.fail(self.reactor.now, request, &failure);
+                }
+                Message::Health { backend, health, address } => {
+                    self.set_health(backend, health, address);
+                }
+                Message::Drain => self.drain(),
+                Message::Gone => self.others -= 1,
+            }
+        }
+    }
+
+    fn timer(&mut self, at: Instant, token: Token) {
+        let now = self.reactor.now;
+        match token.kind() {
+            UPSTREAM => {
+                let Source::Remote(_, engine) = &mut self.source else { return };
+                let front = &mut self.front;
+                let mut sink =
+                    |tag, output: crate::backend::Output<'_>| front.output(now, tag, output);
+                engine.timer(&mut self.reactor, at, token, &mut sink);
+            }
+            REQUEST => self.request_timer(at, token),
+            CONNECTION => self.connection_timer(at, token),
+            _ if token == LISTENER => self.accept(),
+            _ if token == TICKER => self.tick(),
+            _ => {}
+        }
+    }
+
+    fn connection_timer(&mut self, at: Instant, token: Token) {
+        let now = self.reactor.now;
+        let Some(connection) = self.front.connections.get_mut(token) else { return };
+        if connection.timer_at != at {
+            return;
+        }
+        connection.timer_at = Instant::FAR;
+        let due = match connection.lingering {
+            Some(until) => until,
+            None if connection.owes_head() => connection.head_since + HEAD_TIMEOUT,
+            None => return,
+        };
+        if due > now {
+            connection.timer_at = due;
+            self.reactor.timers.set(due, token);
+            return;
+        }
+        if connection.lingering.is_none()
+            && let Protocol::Http(http) = &mut connection.protocol
+        {
+            let body = crate::wire::openai::error_body(
+                ErrorCode::Deadline,
+                "the request did not come whole within 30 s",
+            );
+            http.server.respond(408, &[("Content-Type", "application/json")], &body);
+            self.front.touch(token);
+            return;
+        }
+        self.front.close(token);
+    }
+
+    /// Closes a connection that has said all it had to say: at once if its peer is done too, else once the peer has
+    /// had time to read it.
+    pub(super) fn close_if_done(&mut self, token: Token) {
+        let draining = self.draining;
+        let Some(connection) = self.front.connections.get_mut(token) else { return };
+        let drained = draining && connection.is_quiet() && connection.held.is_empty();
+        if !(connection.wants_close() || drained) || !connection.pending().is_empty() {
+            return;
+        }
+        if connection.ended {
+            return self.front.close(token);
+        }
+        if connection.lingering.is_none() {
+            let _ = connection.stream.shutdown(std::net::Shutdown::Write);
+            let until = self.reactor.now + LINGER_TIMEOUT;
+            connection.lingering = Some(until);
+            connection.held = Vec::new();
+            if until < connection.timer_at {
+                connection.timer_at = until;
+                self.reactor.timers.set(until, token);
+            }
+            // What is there already is read over; an edge for it will not come again.
+            self.ready.push(token);
+        }
+    }
+
+    fn drain(&mut self) {
+        // Whoever is in the listener's backlog was told that the port is open.
+        self.accept();
+        self.listener = None;
+        self.draining = true;
+        for token in self.front.connections.tokens() {
+            let Some(connection) = self.front.connections.get_mut(token) else { continue };
+            match &mut connection.protocol {
+                Protocol::Undetected => {}
+                Protocol::Binary(server) => server.goaway("the server is shutting down"),
+                Protocol::Http(http) => http.server.close_after(),
+            }
+            self.front.touch(token);
+        }
+    }
+
+    fn is_finished(&self) -> bool {
+        self.front.connections.is_empty()
+            && self.front.requests.is_empty()
+            && (self.port.index() != OWNER || self.others == 0)
+    }
+
+    fn command(&mut self, command: Command) {
+        match command {
+            Command::Release(grant, outcome) => {
+                if self.pool.is_some() {
+                    self.release(grant, outcome);
+                } else {
+                    self.port.send(OWNER, Message::Release(grant, outcome));
+                }
+            }
+            Command::Withdraw(request) => {
+                let ticket = Ticket { core: self.port.index(), request };
+                if self.pool.is_some() {
+                    self.withdraw(ticket);
+                } else if self.has_pool {
+                    self.port.send(OWNER, Message::Withdraw(ticket));
+                }
+            }
+            Command::Retry(request, avoid) => self.ask(request, avoid),
+            Command::Cancel(upstream) => {
+                if let Source::Remote(_, engine) = &mut self.source {
+                    engine.cancel(upstream);
+                }
+            }
+            Command::Resume(request) => self.resume(request),
+            Command::Revisit(connection) => {
+                if self.step_connection(connection) || self.read_connection(connection) {
+                    self.ready.push(connection);
+                }
+                self.close_if_done(connection);
+            }
+        }
+    }
+
+    fn resume(&mut self, token: Token) {
+        let Some(request) = self.front.requests.get_mut(token) else { return };
+        match (request.stage, &mut self.source) {
+            (Stage::Running(Some(upstream)), Source::Remote(_, engine)) => {
+                if engine.resume(upstream) {
+                    self.ready.push(upstream);
+                }
+            }
+            (Stage::Running(None), _) => {
+                request.step_at = self.reactor.now;
+                self.arm(token);
+            }
+            _ => {}
+        }
+    }
+
+    /// Lets a request ask for its place.
+    pub(super) fn ask(&mut self, token: Token, avoid: Option<usize>) {
+        let core = self.port.index();
+        let Some(request) = self.front.requests.get_mut(token) else { return };
+        request.stage = Stage::Queued;
+        let ask = Ask {
+            ticket: Ticket { core, request: token },
+            weight: request.weight,
+            priority: request.priority,
+            session: request.session,
+            avoid,
+        };
+        self.arm(token);
+        if self.pool.is_some() {
+            self.acquire(ask);
+        } else {
+            self.port.send(OWNER, Message::Acquire(ask));
+        }
+    }
+
+    fn acquire(&mut self, ask: Ask) {
+        let now = self.reactor.now;
+        let Some(pool) = &mut self.pool else { return };
+        match pool.acquire(now, ask) {
+            Ok(Some(grant)) => self.give(grant),
+            Ok(None) => {
+                let position = pool.waiting() as u32;
+                self.front.measure().waiting.set(u64::from(position));
+                self.tell_core(ask.ticket, position, 0);
+                self.grants();
+                self.start_ticking();
+            }
+            Err(refusal) => self.refuse(ask.ticket, refusal),
+        }
+    }
+
+    fn withdraw(&mut self, ticket: Ticket) {
+        if let Some(pool) = &mut self.pool {
+            pool.withdraw(ticket);
+            self.grants();
+        }
+    }
+
+    fn release(&mut self, grant: Grant, outcome: Outcome) {
+        let now = self.reactor.now;
+        if let Some(pool) = &mut self.pool {
+            pool.release(now, grant.backend, grant.weight, outcome);
+            self.grants();
+        }
+    }
+
+    fn grants(&mut self) {
+        let now = self.reactor.now;
+        while let Some(grant) = self.pool.as_mut().and_then(|pool| pool.next_grant(now)) {
+            self.give(grant);
+        }
+        if let Some(pool) = &self.pool {
+            self.front.measure().waiting.set(pool.waiting() as u64);
+        }
+    }
+
+    fn give(&mut self, grant: Grant) {
+        if grant.ticket.core == self.port.index() {
+            self.granted(grant);
+        } else {
+            self.port.send(grant.ticket.core, Message::Granted(grant));
+        }
+    }
+
+    fn refuse(&mut self, ticket: Ticket, refusal: crate::backend::pool::Refusal) {
+        if ticket.core == self.port.index() {
+            self.front.fail(self.reactor.now, ticket.request, &failure(refusal));
+        } else {
+            self.port.send(ticket.core, Message::Refused { request: ticket.request, refusal });
+        }
+    }
+
+    fn tell_core(&mut self, ticket: Ticket, position: u32, eta_ms: u32) {
+        if ticket.core == self.port.index() {
+            self.tell_position(ticket.request, position, eta_ms);
+        } else {
+            let request = ticket.request;
+            self.port.send(ticket.core, Message::Position { request, position, eta_ms });
+        }
+    }
+
+    fn tell_position(&mut self, token: Token, position: u32, eta_ms: u32) {
+        let Some(request) = self.front.requests.get_mut(token) else { return };
+        if request.stage != Stage::Queued || request.told_position == position {
+            return;
+        }
+        request.told_position = position;
+        let client = request.client;
+        self.front.status(client, false, position, eta_ms);
+    }
+
+    fn start_ticking(&mut self) {
+        if !std::mem::replace(&mut self.ticking, true) {
+            self.reactor.timers.set(self.reactor.now + TICK, TICKER);
+        }
+    }
+
+    fn tick(&mut self) {
+        let now = self.reactor.now;
+        self.ticking = false;
+        let Some(pool) = &mut self.pool else { return };
+        let refusals: Vec<_> = std::iter::from_fn(|| pool.next_refusal(now)).collect();
+        let positions: Vec<_> = pool.positions(now).collect();
+        for (ticket, refusal) in refusals {
+            self.refuse(ticket, refusal);
+        }
+        // A breaker may have closed by the clock alone.
+        self.grants();
+        for (ticket, position, eta) in &positions {
+            let eta_ms = eta.map_or(0, |eta| u32::try_from(eta.as_millis()).unwrap_or(u32::MAX));
+            self.tell_core(*ticket, *position, eta_ms);
+        }
+        if !positions.is_empty() {
+            self.start_ticking();
+        }
+    }
+
+    fn granted(&mut self, grant: Grant) {
+        let now = self.reactor.now;
+        let token = grant.ticket.request;
+        let Some(request) = self.front.requests.get_mut(token) else {
+            // It left while the grant was under way.
+            self.front.commands.push_back(Command::Release(grant, Outcome::Neutral));
+            return;
+        };
+        request.grant = Some(grant);
+        request.dispatched = now;
+        let (client, told) = (request.client, request.told_position);
+        let (received, tries) = (request.received, request.tries);
+        request.stage = Stage::Running(None);
+        let call = match &request.work {
+            Work::Job(_) => None,
+            Work::Call(call) => Some(call.clone()),
+        };
+        if tries == 0 {
+            self.front.measure().queue.record(now.micros_since(received));
+        }
+        if told > 0 {
+            self.front.status(client, true, 0, 0);
+        }
+        match (call, &mut self.source) {
+            (Some(call), Source::Remote(_, engine)) => {
+                match engine.submit(&mut self.reactor, grant.backend, token.0, call) {
+                    Ok(upstream) => {
+                        if let Some(request) = self.front.requests.get_mut(token) {
+                            request.stage = Stage::Running(Some(upstream));
+                        }
+                    }
+                    Err(failure) => {
+                        let output = crate::backend::Output::Fail(failure);
+                        self.front.output(now, token.0, output);
+                    }
+                }
+            }
+            _ => self.step_job(token),
+        }
+    }
+
+    /// Lets the built-in backend go on with a request.
+    pub(super) fn step_job(&mut self, token: Token) {
+        let now = self.reactor.now;
+        let Some(request) = self.front.requests.get_mut(token) else { return };
+        let Work::Job(slot) = &mut request.work else { return };
+        let Some(mut job) = slot.take() else { return };
+        // Delays count from when the last one was due, so that a late timer does not slow the whole answer.
+        let due = if request.step_at == Instant::FAR { now } else { request.step_at };
+        let front = &mut self.front;
+        let next = job.step(now, &mut |output| {
+            front.output(now, token.0, output);
+        });
+        if let (Next::Wait(wait), Some(request)) = (next, self.front.requests.get_mut(token)) {
+            request.work = Work::Job(Some(job));
+            let at = due + wait;
+            request.step_at = if at + Duration::from_secs(1) < now { now } else { at };
+            self.arm(token);
+        }
+    }
+
+    fn request_timer(&mut self, at: Instant, token: Token) {
+        let now = self.reactor.now;
+        let stall_timeout = self.front.config.stall_timeout;
+        let stall = self.front.stalled_since(token);
+        let keepalive = self.front.config.sse_keepalive;
+        let Some(request) = self.front.requests.get_mut(token) else { return };
+        if request.timer_at != at {
+            return;
+        }
+        request.timer_at = Instant::FAR;
+        let late = |message: String| Failure::request(ErrorCode::Deadline, message);
+        if request.deadline <= now {
+            let limit = (request.deadline - request.received).as_secs_f64();
+            let failure = late(format!("the request's deadline of {limit} s passed"));
+            return self.front.fail(now, token, &failure);
+        }
+        if stall.is_some_and(|since| since + stall_timeout <= now) {
+            let limit = stall_timeout.as_secs_f64();
+            let message = format!("its reader took nothing for {limit} s (--stall-timeout)");
+            return self.front.fail(now, token, &late(message));
+        }
+        if let Some(interval) = keepalive
+            && request.streamed
+            && request.heard + interval <= now
+        {
+            request.heard = now;
+            self.front.keep_alive(token);
+        }
+        let Some(request) = self.front.requests.get_mut(token) else { return };
+        if request.stage == Stage::Running(None) && !request.paused && request.step_at <= now {
+            return self.step_job(token);
+        }
+        self.arm(token);
+    }
+
+    /// Sets the timer for whatever is due next.
+    pub(super) fn arm(&mut self, token: Token) {
+        let stall_timeout = self.front.config.stall_timeout;
+        let keepalive = self.front.config.sse_keepalive;
+        let stall = self.front.stalled_since(token).map(|since| (since, stall_timeout));
+        let Some(request) = self.front.requests.get_mut(token) else { return };
+        let next = request.next_timer(stall, keepalive);
+        // While nothing is stalled a stall may begin at any moment, and is looked for at its earliest end.
+        let next = next.min(self.reactor.now + stall_timeout);
+        if next < request.timer_at {
+            request.timer_at = next;
+            self.reactor.timers.set(next, token);
+        }
+    }
+
+    fn set_health(
+        &mut self,
+        backend: usize,
+        health: Health,
+        address: Option<std::net::SocketAddr>,
+    ) {
+        self.up[backend] = matches!(health, Health::Up { .. });
+        if let Source::Remote(_, engine) = &mut self.source {
+            engine.set_address(backend, address);
+        }
+        if let Some(pool) = &mut self.pool {
+            pool.set_health(backend, health);
+            self.grants();
+        }
+    }
+
+    /// Whether requests can be served.
+    pub(super) fn is_up(&self) -> bool {
+        !self.draining && self.up.iter().any(|&up| up)
+    }
+}

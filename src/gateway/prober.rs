@@ -42,8 +42,6 @@ pub struct Look {
     pub health: Health,
     /// Where it is.
     pub address: Option<SocketAddr>,
-    /// Whether this is news.
-    pub changed: bool,
     /// When to look again.
     pub again: Duration,
 }
@@ -67,14 +65,13 @@ impl Prober {
             health = Ok(self.health.clone());
         }
         let health = health.unwrap_or_else(|error| Health::Down { reason: error.to_string() });
-        let changed = health != self.health;
-        if changed {
+        if health != self.health {
             self.log(&health);
         }
         self.health = health.clone();
         let up = matches!(health, Health::Up { .. });
         let again = if up { INTERVAL_UP } else { INTERVAL_DOWN };
-        Look { health, address, changed, again }
+        Look { health, address, again }
     }
 
     fn log(&self, health: &Health) {

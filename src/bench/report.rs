@@ -1,0 +1,212 @@
+//! What a run brought, in the one shape that every command with numbers prints.
+
+use std::collections::BTreeMap;
+use std::fmt::Write;
+
+use hdrhistogram::Histogram;
+use serde_json::{Map, Value, json};
+
+/// Durations of one kind, to a thousandth of their size.
+#[derive(Clone, Debug)]
+pub struct Durations {
+    /// In microseconds; what is over an hour counts as an hour.
+    histogram: Histogram<u64>,
+}
+
+const HOUR_US: u64 = 3_600_000_000;
+
+/// A percentile and the samples below which it is an invention.
+const PERCENTILES: [(&str, f64, u64); 5] = [
+    ("p50", 50.0, 1),
+    ("p90", 90.0, 10),
+    ("p95", 95.0, 20),
+    ("p99", 99.0, 100),
+    ("p999", 99.9, 1000),
+];
+
+impl Default for Durations {
+    fn default() -> Durations {
+        let histogram = Histogram::new_with_bounds(1, HOUR_US, 3);
+        Durations { histogram: histogram.expect("the bounds are constants that it takes") }
+    }
+}
+
+impl Durations {
+    /// Records microseconds.
+    pub fn record(&mut self, us: u64) {
+        self.histogram.saturating_record(us.clamp(1, HOUR_US));
+    }
+
+    /// How many were recorded.
+    pub fn count(&self) -> u64 {
+        self.histogram.len()
+    }
+
+    fn percentile(&self, percentile: f64, least: u64) -> Option<f64> {
+        let enough = self.count() >= least;
+        enough.then(|| self.histogram.value_at_quantile(percentile / 100.0) as f64 / 1e3)
+    }
+
+    /// In milliseconds: `n`, `mean`, `min`, percentiles (null where there are too few samples), `max`.
+    pub fn to_json(&self) -> Value {
+        let ms = |us: f64| if self.count() == 0 { Value::Null } else { json!(us / 1e3) };
+        let mut object = Map::new();
+        object.insert("n".to_owned(), self.count().into());
+        object.insert("mean".to_owned(), ms(self.histogram.mean()));
+        object.insert("min".to_owned(), ms(self.histogram.min() as f64));
+        for (name, percentile, least) in PERCENTILES {
+            object.insert(name.to_owned(), json!(self.percentile(percentile, least)));
+        }
+        object.insert("max".to_owned(), ms(self.histogram.max() as f64));
+        Value::Object(object)
+    }
+
+    /// A row of the table for people.
+    fn row(&self, name: &str) -> String {
+        let cell = |value: Option<f64>| value.map_or("-".to_owned(), |ms| format!("{ms:.2}"));
+        let mut row = format!("{name:<12}{:>9}", self.count());
+        for index in [0, 2, 3, 4] {
+            let (_, percentile, least) = PERCENTILES[index];
+            let written = write!(row, "{:>10}", cell(self.percentile(percentile, least)));
+            debug_assert!(written.is_ok(), "a String takes every write");
+        }
+        row + &format!("{:>10}", cell(self.percentile(100.0, 1)))
+    }
+}
+
+/// A run.
+#[derive(Clone, Debug, Default)]
+pub struct Report {
+    /// The command line.
+    pub command: Vec<String>,
+    /// When it began (RFC 3339).
+    pub started_at: String,
+    /// From the first request to the last answer, in seconds; warm-up excluded.
+    pub wall_s: f64,
+    /// Requests that ended well.
+    pub ok: u64,
+    /// Requests that the run itself cancelled, as it was told to.
+    pub cancelled: u64,
+    /// Requests that failed, by what they said.
+    pub errors: BTreeMap<String, u64>,
+    /// Requests that were sent later than intended by more than a millisecond (open loop).
+    pub late: u64,
+    /// Tokens of answers.
+    pub tokens: u64,
+    /// Bytes of text.
+    pub text_bytes: u64,
+    /// Who counted the tokens.
+    pub tokens_source: &'static str,
+    /// Receipt to dispatch, as the server says.
+    pub queue: Durations,
+    /// Intended start to first text.
+    pub ttft: Durations,
+    /// Between two arrivals of text of one request.
+    pub itl: Durations,
+    /// Intended start to end.
+    pub e2e: Durations,
+    /// Write to end: the same without the wait for a free connection (open loop).
+    pub service: Durations,
+}
+
+impl Report {
+    /// Requests that failed.
+    pub fn error_count(&self) -> u64 {
+        self.errors.values().sum()
+    }
+
+    fn per_second(&self, count: u64) -> f64 {
+        if self.wall_s > 0.0 { count as f64 / self.wall_s } else { 0.0 }
+    }
+
+    /// The result object.
+    pub fn to_json(&self) -> Value {
+        json!({
+            "cnse": env!("CARGO_PKG_VERSION"),
+            "command": self.command,
+            "started_at": self.started_at,
+            "wall_s": self.wall_s,
+            "ok": self.ok,
+            "errors": self.error_count(),
+            "errors_by_kind": self.errors,
+            "cancelled": self.cancelled,
+            "late": self.late,
+            "requests_per_s": self.per_second(self.ok),
+            "tokens_per_s": self.per_second(self.tokens),
+            "tokens": self.tokens,
+            "tokens_source": self.tokens_source,
+            "text_bytes": self.text_bytes,
+            "queue_ms": self.queue.to_json(),
+            "ttft_ms": self.ttft.to_json(),
+            "itl_ms": self.itl.to_json(),
+            "e2e_ms": self.e2e.to_json(),
+            "service_ms": self.service.to_json(),
+            "environment": environment(),
+        })
+    }
+
+    /// For people.
+    pub fn to_text(&self) -> String {
+        let mut text = format!(
+            "{} ok, {} failed, {} cancelled in {:.2} s: {:.1} requests/s, {:.1} tokens/s\n",
+            self.ok,
+            self.error_count(),
+            self.cancelled,
+            self.wall_s,
+            self.per_second(self.ok),
+            self.per_second(self.tokens),
+        );
+        for (kind, count) in &self.errors {
+            text += &format!("  {count} x {kind}\n");
+        }
+        if self.late > 0 {
+            text += &format!(
+                "  {} requests were sent over 1 ms late: this client or the server's limit was \
+                 the bound\n",
+                self.late
+            );
+        }
+        text += "ms                  n       p50       p95       p99     p99.9       max\n";
+        for (name, durations) in [
+            ("queue", &self.queue),
+            ("TTFT", &self.ttft),
+            ("inter-token", &self.itl),
+            ("total", &self.e2e),
+        ] {
+            if durations.count() > 0 {
+                text += &durations.row(name);
+                text.push('\n');
+            }
+        }
+        text
+    }
+}
+
+/// The machine, as far as a reader of figures needs it.
+fn environment() -> Value {
+    let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
+    let cpuinfo = read("/proc/cpuinfo");
+    let cpu = cpuinfo.lines().find_map(|line| line.strip_prefix("model name")?.split(": ").nth(1));
+    json!({
+        "cpu": cpu.unwrap_or("unknown"),
+        "cores": std::thread::available_parallelism().map_or(0, usize::from),
+        "kernel": read("/proc/sys/kernel/osrelease").trim(),
+        "features": [],
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn few_samples_carry_few_percentiles() {
+        let mut report = Report::default();
+        (1..=100).for_each(|ms| report.ttft.record(ms * 1000));
+        let ttft = report.to_json()["ttft_ms"].clone();
+        assert_eq!((&ttft["n"], &ttft["p999"]), (&json!(100), &Value::Null));
+        assert!((ttft["p99"].as_f64().unwrap() - 99.0).abs() < 0.2, "{ttft}");
+        assert!(report.to_json()["e2e_ms"]["p50"].is_null());
+        assert!(report.to_text().lines().any(|line| line.starts_with("TTFT")));
+    }
+}

@@ -1,0 +1,306 @@
+//! `cnse client`: one prompt to the terminal, or many with percentiles.
+
+use std::io::{IsTerminal, Write};
+use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
+use std::time::{Duration, SystemTime};
+
+use super::flags::{Flag, Parsed};
+use super::{Error, serve};
+use crate::backend::Dialect;
+use crate::bench::load::{self, Plan, Watcher, Wire};
+use crate::bench::report::Report;
+use crate::limits::{CREDIT_MAX, OPEN_REQUESTS_MAX};
+use crate::net::socket;
+use crate::proto::http_client::{HttpClient, ResponseEvent};
+use crate::wire::http1::RequestLine;
+use crate::wire::message::{Infer, Input, PRIORITY_DEFAULT};
+
+pub const HELP: &str = "\
+usage: cnse client [FLAGS]
+
+Asks a cnse gateway over the binary protocol, or any llama-server or OpenAI-compatible server over
+HTTP. One request is streamed to the terminal; of many the percentiles are printed. The exit code is
+0 if every request ended well.
+
+examples:
+  cnse client --port 5050 --prompt \"Explain quantum computing\"
+  cnse client --port 5050 --prompt \"What is AI?\" --iters 1000 --concurrency 32 --n_predict 64
+  cnse client --server http://127.0.0.1:8090 --prompt Hi --iters 100 --rate 20 --json
+  cnse client --port 5050 --prompt Hi --iters 100 --concurrency 8 --cancel-after 50ms
+
+environment:
+  CNSE_API_KEY   sent to the server
+";
+
+pub const FLAGS: &[Flag] = &[
+    Flag::new("server", "ADDRESS", "HOST, cnse://host:port or http://host:port (127.0.0.1)"),
+    Flag::new("port", "N", "the port of --server HOST (5050)"),
+    Flag::new("prompt", "TEXT", "what is asked"),
+    Flag::new("prompt-file", "FILE", "what is asked: a prompt a line, in turn"),
+    Flag::switch("chat", "ask each prompt as a chat's message"),
+    Flag::new("model", "NAME", "the model (the server's default)"),
+    Flag::new("n-predict", "N", "tokens of an answer at most (the server's default)"),
+    Flag::new("temperature", "X", "sampling: temperature"),
+    Flag::new("top-k", "N", "sampling: the N most likely tokens"),
+    Flag::new("top-p", "X", "sampling: the likeliest tokens that add up to X"),
+    Flag::new("min-p", "X", "sampling: tokens at least X as likely as the likeliest"),
+    Flag::new("repeat-penalty", "X", "sampling: penalty of repetition; 1 is none"),
+    Flag::new("seed", "N", "sampling: the seed"),
+    Flag::list("stop", "TEXT", "a text that ends the answer; may stand several times"),
+    Flag::new("extra", "JSON", "an object that is merged into the backend's request"),
+    Flag::new("session", "NAME", "requests of one session go to one backend"),
+    Flag::new("priority", "N", "0 goes first, 255 last (128)"),
+    Flag::new("deadline", "TIME", "what the server is told that an answer may take"),
+    Flag::new("iters", "N", "requests (1; with --duration as many as fit)"),
+    Flag::new(
+        "concurrency",
+        "N",
+        "requests at once (1; with --rate as many as it takes, up to 1024)",
+    ),
+    Flag::new("connections", "N", "binary connections that share them (concurrency / 64)"),
+    Flag::new("rate", "R", "requests a second from fixed moments, whether or not others ended"),
+    Flag::switch("poisson", "with --rate: random intervals, as of many independent users"),
+    Flag::new("duration", "TIME", "no request starts later"),
+    Flag::new("warmup", "N", "requests ahead of those that count (0)"),
+    Flag::new("credit", "BYTES", "first credit of a request, topped up as it is read (256KiB)"),
+    Flag::new("slow", "BYTES", "a reader that takes so many bytes a second (binary)"),
+    Flag::new("cancel-after", "TIME", "cancel each request after so long"),
+    Flag::new("timeout", "TIME", "give up on a request after so long (10m)"),
+    Flag::new("source", "IP[,IP]", "local addresses to connect from, in turn (binary)"),
+    Flag::switch("json", "the result as one JSON object on stdout"),
+];
+
+/// What is asked and how, with the texts that requests borrow.
+struct Texts {
+    prompts: Vec<String>,
+    chats: Vec<String>,
+}
+
+pub fn run(parsed: &Parsed) -> Result<(), Error> {
+    let usage = Error::Usage;
+    let key = std::env::var("CNSE_API_KEY").ok().filter(|key| !key.is_empty());
+    let texts = texts(parsed)?;
+    let mut requests = Vec::new();
+    for (prompt, chat) in texts.prompts.iter().zip(&texts.chats) {
+        let input = if parsed.has("chat") { Input::Messages(chat) } else { Input::Prompt(prompt) };
+        requests.push(infer(parsed, input).map_err(usage)?);
+    }
+    socket::raise_descriptor_limit();
+    let (wire, address) = endpoint(parsed, key)?;
+    let plan = plan(parsed, wire, address, requests).map_err(usage)?;
+    let single = plan.iters == Some(1) && plan.warmup == 0 && !parsed.has("json");
+    let mut screen = Screen {
+        single,
+        terminal: std::io::stderr().is_terminal() && !single && !parsed.has("json"),
+        total: plan.iters,
+        broken_pipe: false,
+    };
+    let started_at = crate::log::utc(SystemTime::now());
+    let mut report = load::run(&plan, &mut screen).map_err(Error::Failed)?;
+    report.started_at = started_at;
+    report.command = std::env::args().skip(1).collect();
+    screen.end();
+    if parsed.has("json") {
+        super::print(&format!("{}\n", report.to_json()))?;
+    } else if single {
+        // The answer has stdout to itself.
+        eprint!("{}", report.to_text());
+    } else {
+        super::print(&report.to_text())?;
+    }
+    let expected = report.ok + report.cancelled;
+    if report.error_count() > 0 || expected == 0 { Err(Error::Reported) } else { Ok(()) }
+}
+
+fn texts(parsed: &Parsed) -> Result<Texts, Error> {
+    let prompts: Vec<String> = match (parsed.text("prompt"), parsed.text("prompt-file")) {
+        (Some(prompt), None) => vec![prompt.to_owned()],
+        (None, Some(file)) => {
+            let text = std::fs::read_to_string(file)
+                .map_err(|error| Error::Failed(format!("reading {file:?}: {error}")))?;
+            text.lines().filter(|line| !line.is_empty()).map(str::to_owned).collect()
+        }
+        (None, None) => return Err(Error::Usage("--prompt TEXT is needed".to_owned())),
+        _ => {
+            let message = "--prompt and --prompt-file exclude each other";
+            return Err(Error::Usage(message.to_owned()));
+        }
+    };
+    if prompts.is_empty() {
+        return Err(Error::Failed("the prompt file holds no prompt".to_owned()));
+    }
+    let chat =
+        |prompt: &String| serde_json::json!([{ "role": "user", "content": prompt }]).to_string();
+    let chats = prompts.iter().map(chat).collect();
+    Ok(Texts { prompts, chats })
+}
+
+fn infer<'p>(parsed: &'p Parsed, input: Input<'p>) -> Result<Infer<'p>, String> {
+    let deadline = parsed.duration("deadline")?;
+    Ok(Infer {
+        input,
+        model: parsed.text("model"),
+        max_tokens: parsed.number("n-predict", 1, u32::MAX)?,
+        temperature: parsed.number("temperature", 0.0, 100.0)?,
+        top_k: parsed.number("top-k", 0, u32::MAX)?,
+        top_p: parsed.number("top-p", 0.0, 1.0)?,
+        min_p: parsed.number("min-p", 0.0, 1.0)?,
+        repeat_penalty: parsed.number("repeat-penalty", 0.0, 100.0)?,
+        seed: parsed.number("seed", 0, u64::MAX)?,
+        stop: parsed.texts("stop"),
+        deadline_ms: deadline.map(|d| u32::try_from(d.as_millis()).unwrap_or(u32::MAX)),
+        session: parsed.text("session").map(str::as_bytes),
+        traceparent: None,
+        priority: parsed.number("priority", 0, u8::MAX)?.unwrap_or(PRIORITY_DEFAULT),
+        extra: parsed.text("extra"),
+    })
+}
+
+fn plan<'p>(
+    parsed: &Parsed,
+    mut wire: Wire,
+    address: SocketAddr,
+    requests: Vec<Infer<'p>>,
+) -> Result<Plan<'p>, String> {
+    let rate = parsed.number("rate", 1e-3, 1e7)?;
+    let duration = parsed.duration("duration")?;
+    let iters = parsed.number("iters", 1, u64::MAX)?;
+    let default = if rate.is_some() { 1024 } else { 1 };
+    let concurrency = parsed.number("concurrency", 1, 1_000_000_usize)?.unwrap_or(default);
+    let asked = parsed.number("connections", 1, 1_000_000_usize)?;
+    if let Wire::Binary { connections, .. } = &mut wire {
+        let least = concurrency.div_ceil(OPEN_REQUESTS_MAX as usize);
+        *connections = asked.unwrap_or(least);
+        if *connections < least || *connections > concurrency {
+            return Err(format!(
+                "--connections {connections}: {concurrency} requests at once need {least} to \
+                 {concurrency}, since a connection carries 64"
+            ));
+        }
+    } else if let Some(flag) =
+        ["connections", "slow", "source", "credit"].iter().find(|flag| parsed.has(flag))
+    {
+        return Err(format!("--{flag} is for the binary protocol"));
+    }
+    let sources = parsed.text("source").unwrap_or_default().split(',').filter(|s| !s.is_empty());
+    let sources = sources
+        .map(|ip| ip.parse::<IpAddr>().map_err(|_| format!("--source {ip}: not an address")))
+        .collect::<Result<Vec<_>, _>>()?;
+    let slow = parsed.bytes("slow", u64::from(u32::MAX))?;
+    Ok(Plan {
+        wire,
+        address,
+        requests,
+        iters: iters.or(if duration.is_some() { None } else { Some(1) }),
+        warmup: parsed.number("warmup", 0, u64::MAX)?.unwrap_or(0),
+        duration,
+        concurrency,
+        rate,
+        poisson: parsed.has("poisson"),
+        credit: parsed.bytes("credit", u64::from(CREDIT_MAX))?.unwrap_or(256 << 10) as u32,
+        slow: slow.map(|bytes| bytes as u32),
+        cancel_after: parsed.duration("cancel-after")?,
+        timeout: parsed.duration("timeout")?.unwrap_or(Duration::from_secs(600)),
+        sources,
+    })
+}
+
+/// How and where the server is.
+fn endpoint(parsed: &Parsed, key: Option<String>) -> Result<(Wire, SocketAddr), Error> {
+    let server = parsed.text("server").unwrap_or("127.0.0.1");
+    if server.contains("://") && parsed.has("port") {
+        let message = format!("--port is for --server HOST; {server} has its own");
+        return Err(Error::Usage(message));
+    }
+    if server.starts_with("http://") || server.starts_with("https://") {
+        let mut target = serve::target(server).map_err(Error::Usage)?;
+        target.authorization = key.map(|key| format!("Bearer {key}"));
+        let address = resolve(&target.authority)?;
+        let dialect = dialect(address, &target.authority, &target.prefix)?;
+        return Ok((Wire::Http { dialect, target }, address));
+    }
+    let authority = match server.strip_prefix("cnse://") {
+        Some(authority) => authority.trim_end_matches('/').to_owned(),
+        None => {
+            let port = parsed.number("port", 1, u16::MAX).map_err(Error::Usage)?.unwrap_or(5050);
+            let v6 = server.contains(':') && !server.starts_with('[');
+            if v6 { format!("[{server}]:{port}") } else { format!("{server}:{port}") }
+        }
+    };
+    Ok((Wire::Binary { connections: 1, token: key }, resolve(&authority)?))
+}
+
+fn resolve(authority: &str) -> Result<SocketAddr, Error> {
+    let failed = |error: String| Error::Failed(format!("finding {authority}: {error}"));
+    let mut found = authority.to_socket_addrs().map_err(|error| failed(error.to_string()))?;
+    found.next().ok_or_else(|| failed("the name has no address".to_owned()))
+}
+
+/// What an HTTP server is: `/props` with slots says llama-server.
+fn dialect(address: SocketAddr, host: &str, prefix: &str) -> Result<Dialect, Error> {
+    use std::io::Read;
+    let limit = Duration::from_secs(10);
+    let ask = || -> std::io::Result<Vec<u8>> {
+        let mut stream = std::net::TcpStream::connect_timeout(&address, limit)?;
+        stream.set_read_timeout(Some(limit))?;
+        let mut client = HttpClient::new();
+        let target = format!("{prefix}/props");
+        let headers = [("Connection", "close")];
+        let line = RequestLine { method: "GET", target: &target, host, headers: &headers };
+        client.request(&line, None);
+        stream.write_all(client.pending())?;
+        let mut answer = Vec::new();
+        stream.take(1 << 20).read_to_end(&mut answer)?;
+        let (mut input, mut body) = (answer.as_slice(), Vec::new());
+        while let Ok(step) = client.receive(input) {
+            input = &input[step.consumed..];
+            match step.event {
+                Some(ResponseEvent::Body(bytes)) => body.extend_from_slice(bytes),
+                Some(ResponseEvent::End { .. }) => break,
+                Some(ResponseEvent::Head(_)) => {}
+                None if step.consumed == 0 => break,
+                None => {}
+            }
+        }
+        Ok(body)
+    };
+    let body = ask().map_err(|error| Error::Failed(format!("connecting to {address}: {error}")))?;
+    let props: serde_json::Value = serde_json::from_slice(&body).unwrap_or_default();
+    Ok(if props["total_slots"].is_number() { Dialect::Llama } else { Dialect::OpenAi })
+}
+
+/// Shows a single answer as it comes, and how far many are.
+struct Screen {
+    single: bool,
+    terminal: bool,
+    total: Option<u64>,
+    broken_pipe: bool,
+}
+
+impl Watcher for Screen {
+    fn text(&mut self, text: &[u8]) {
+        if self.single && !self.broken_pipe {
+            let mut out = std::io::stdout().lock();
+            self.broken_pipe = out.write_all(text).and_then(|()| out.flush()).is_err();
+        }
+    }
+
+    fn progress(&mut self, report: &Report) {
+        if self.terminal {
+            let done = report.ok + report.error_count() + report.cancelled;
+            let of = self.total.map_or(String::new(), |total| format!(" of {total}"));
+            let failed = report.error_count();
+            eprint!("\r{done}{of} done, {failed} failed, {} tokens ", report.tokens);
+        }
+    }
+}
+
+impl Screen {
+    fn end(&mut self) {
+        if self.single && !self.broken_pipe {
+            println!();
+        } else if self.terminal {
+            eprint!("\r\x1b[K");
+        }
+    }
+}

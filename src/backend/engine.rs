@@ -92,9 +92,13 @@ struct Upstream {
     call: Option<Active>,
     connected: bool,
     readable: bool,
+    /// The poller said that the peer sends no more: behind what is read there is an end, and no further event for it.
+    hangup: bool,
     paused: bool,
     /// It has served a call before this one.
     reused: bool,
+    /// It may serve a call after this one.
+    reusable: bool,
     /// What its timeout counts from.
     since: Instant,
     /// The nearest entry of it among the timers.
@@ -188,6 +192,7 @@ impl Engine {
     ) -> bool {
         let Some(upstream) = self.upstreams.get_mut(token) else { return false };
         upstream.readable |= readiness.readable;
+        upstream.hangup |= readiness.closed;
         if readiness.writable && !upstream.http.pending().is_empty() {
             self.flush(reactor, token, sink);
         }
@@ -208,7 +213,7 @@ impl Engine {
                 false
             }
             Incoming::Bytes(count) => {
-                upstream.readable = count == scratch.len();
+                upstream.readable = count == scratch.len() || upstream.hangup;
                 let more = upstream.readable;
                 self.received(reactor, token, &scratch[..count], sink);
                 more
@@ -255,8 +260,10 @@ impl Engine {
             call: None,
             connected: false,
             readable: false,
+            hangup: false,
             paused: false,
             reused: false,
+            reusable: true,
             since: reactor.now,
             timer_at: Instant::FAR,
         };
@@ -300,6 +307,7 @@ impl Engine {
         let body = call.exchange.body.as_slice();
         let has_body = !body.is_empty() || call.exchange.method == "POST";
         upstream.http.request(&line, has_body.then_some(body));
+        upstream.reusable = call.exchange.reusable;
         let reader = call.exchange.reader.clone();
         upstream.call = Some(Active { tag, call, reader, started: false });
         upstream.since = reactor.now;
@@ -337,7 +345,12 @@ impl Engine {
         };
         match result {
             Ok(After::Keep) => {
-                if upstream.call.is_none() && upstream.http.is_idle() {
+                let idle = upstream.call.is_none() && upstream.http.is_idle();
+                if idle && upstream.hangup {
+                    self.upstreams.remove(token);
+                    return;
+                }
+                if idle {
                     upstream.reused = true;
                     upstream.since = reactor.now;
                     self.idle[upstream.target].push(token);
@@ -461,7 +474,7 @@ impl Upstream {
                 continue;
             };
             let ended = matches!(event, ResponseEvent::End { .. });
-            let reusable = matches!(event, ResponseEvent::End { reusable: true });
+            let reusable = matches!(event, ResponseEvent::End { reusable: true }) && self.reusable;
             if let Some(active) = &mut self.call {
                 let (tag, mut paused) = (active.tag, self.paused);
                 let started = &mut active.started;

@@ -150,6 +150,8 @@ pub struct Exchange {
     pub weight: u32,
     /// The client asked for server-sent events.
     pub streamed: bool,
+    /// The connection can serve another exchange afterwards.
+    pub reusable: bool,
 }
 
 /// Reads an answer.

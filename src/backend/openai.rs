@@ -47,6 +47,7 @@ pub fn encode(infer: &Infer<'_>) -> Result<Exchange, Failure> {
         reader: super::Reader::OpenAi(Box::new(Reader::new(true))),
         weight: 1,
         streamed: true,
+        reusable: true,
     })
 }
 
@@ -59,6 +60,7 @@ fn api(method: &str, path: &str, body: &[u8]) -> Exchange {
         content_type: (!body.is_empty()).then(|| "application/json".to_owned()),
         weight: if method == "POST" { peek.weight() } else { 0 },
         streamed: peek.stream == Some(true),
+        reusable: true,
         body: body.to_vec(),
         reader: super::Reader::OpenAi(Box::new(Reader::new(false))),
     }

@@ -115,6 +115,8 @@ fn exchange(
     streamed: bool,
 ) -> Exchange {
     Exchange {
+        // After a stream llama-server closes the connection, though its head said that it would be kept.
+        reusable: reader.form.is_none(),
         method: method.to_owned(),
         target: target.to_owned(),
         content_type: (!body.is_empty()).then(|| "application/json".to_owned()),

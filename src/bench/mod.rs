@@ -2,4 +2,5 @@
 
 mod binary;
 pub mod load;
+pub mod plan;
 pub mod report;

@@ -6,7 +6,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::admission::{Message, OWNER, TICK, failure};
+use super::admission::{Message, OWNER, failure};
 use super::connection::{Connection, Protocol};
 use super::front::{CONNECTION, Command, Front, REQUEST};
 use super::measure::Measures;
@@ -14,7 +14,7 @@ use super::request::{Stage, Work};
 use super::{BackendConfig, Config};
 use crate::backend::builtin::{Builtin, Next};
 use crate::backend::engine::Engine;
-use crate::backend::pool::{Ask, Grant, Health, Outcome, Pool, Ticket};
+use crate::backend::pool::{Grant, Health, Outcome, Pool, Ticket};
 use crate::backend::{Dialect, Failure};
 use crate::clock::{Instant, MonotonicClock};
 use crate::limits::{HEAD_TIMEOUT, LINGER_TIMEOUT};
@@ -26,7 +26,7 @@ use crate::wire::frame::ErrorCode;
 const UPSTREAM: u8 = 3;
 const LISTENER: Token = Token::single(4);
 const WAKER: Token = Token::single(5);
-const TICKER: Token = Token::single(6);
+pub(super) const TICKER: Token = Token::single(6);
 /// Connections accepted in one turn, so that a flood of them does not hold up those that are there.
 const ACCEPTS_PER_TURN: usize = 64;
 /// When there was no descriptor for a connection, the next try.
@@ -41,18 +41,18 @@ pub struct Worker {
     pub(super) prng: Prng,
     pub(super) binary_config: Rc<ServerConfig>,
     listener: Option<TcpListener>,
-    port: Port<Message>,
+    pub(super) port: Port<Message>,
     /// On core 0: the pool, if there is one.
-    pool: Option<Pool>,
+    pub(super) pool: Option<Pool>,
     /// Whether requests must ask the pool at all.
     pub(super) has_pool: bool,
     /// Which backends are up, as the prober says.
-    up: Vec<bool>,
+    pub(super) up: Vec<bool>,
     /// Tokens of connections, and of connections to backends, that have more to read.
     ready: Vec<Token>,
     /// On core 0: cores that still run.
     others: usize,
-    ticking: bool,
+    pub(super) ticking: bool,
 }
 
 /// What serves requests on this core.
@@ -419,143 +419,19 @@ impl Worker {
 
     fn resume(&mut self, token: Token) {
         let Some(request) = self.front.requests.get_mut(token) else { return };
-        match (request.stage, &mut self.source) {
-            (Stage::Running(Some(upstream)), Source::Remote(_, engine)) => {
-                if engine.resume(upstream) {
-                    self.ready.push(upstream);
-                }
+        if let (Stage::Running(Some(upstream)), Source::Remote(_, engine)) =
+            (request.stage, &mut self.source)
+        {
+            if engine.resume(upstream) {
+                self.ready.push(upstream);
             }
-            (Stage::Running(None), _) => {
-                request.step_at = self.reactor.now;
-                self.arm(token);
-            }
-            _ => {}
+        } else if request.stage == Stage::Running(None) {
+            request.step_at = self.reactor.now;
+            self.arm(token);
         }
     }
 
-    /// Lets a request ask for its place.
-    pub(super) fn ask(&mut self, token: Token, avoid: Option<usize>) {
-        let core = self.port.index();
-        let Some(request) = self.front.requests.get_mut(token) else { return };
-        request.stage = Stage::Queued;
-        let ask = Ask {
-            ticket: Ticket { core, request: token },
-            weight: request.weight,
-            priority: request.priority,
-            session: request.session,
-            avoid,
-        };
-        self.arm(token);
-        if self.pool.is_some() {
-            self.acquire(ask);
-        } else {
-            self.port.send(OWNER, Message::Acquire(ask));
-        }
-    }
-
-    fn acquire(&mut self, ask: Ask) {
-        let now = self.reactor.now;
-        let Some(pool) = &mut self.pool else { return };
-        match pool.acquire(now, ask) {
-            Ok(Some(grant)) => self.give(grant),
-            Ok(None) => {
-                let position = pool.waiting() as u32;
-                self.front.measure().waiting.set(u64::from(position));
-                self.tell_core(ask.ticket, position, 0);
-                self.grants();
-                self.start_ticking();
-            }
-            Err(refusal) => self.refuse(ask.ticket, refusal),
-        }
-    }
-
-    fn withdraw(&mut self, ticket: Ticket) {
-        if let Some(pool) = &mut self.pool {
-            pool.withdraw(ticket);
-            self.grants();
-        }
-    }
-
-    fn release(&mut self, grant: Grant, outcome: Outcome) {
-        let now = self.reactor.now;
-        if let Some(pool) = &mut self.pool {
-            pool.release(now, grant.backend, grant.weight, outcome);
-            self.grants();
-        }
-    }
-
-    fn grants(&mut self) {
-        let now = self.reactor.now;
-        while let Some(grant) = self.pool.as_mut().and_then(|pool| pool.next_grant(now)) {
-            self.give(grant);
-        }
-        if let Some(pool) = &self.pool {
-            self.front.measure().waiting.set(pool.waiting() as u64);
-        }
-    }
-
-    fn give(&mut self, grant: Grant) {
-        if grant.ticket.core == self.port.index() {
-            self.granted(grant);
-        } else {
-            self.port.send(grant.ticket.core, Message::Granted(grant));
-        }
-    }
-
-    fn refuse(&mut self, ticket: Ticket, refusal: crate::backend::pool::Refusal) {
-        if ticket.core == self.port.index() {
-            self.front.fail(self.reactor.now, ticket.request, &failure(refusal));
-        } else {
-            self.port.send(ticket.core, Message::Refused { request: ticket.request, refusal });
-        }
-    }
-
-    fn tell_core(&mut self, ticket: Ticket, position: u32, eta_ms: u32) {
-        if ticket.core == self.port.index() {
-            self.tell_position(ticket.request, position, eta_ms);
-        } else {
-            let request = ticket.request;
-            self.port.send(ticket.core, Message::Position { request, position, eta_ms });
-        }
-    }
-
-    fn tell_position(&mut self, token: Token, position: u32, eta_ms: u32) {
-        let Some(request) = self.front.requests.get_mut(token) else { return };
-        if request.stage != Stage::Queued || request.told_position == position {
-            return;
-        }
-        request.told_position = position;
-        let client = request.client;
-        self.front.status(client, false, position, eta_ms);
-    }
-
-    fn start_ticking(&mut self) {
-        if !std::mem::replace(&mut self.ticking, true) {
-            self.reactor.timers.set(self.reactor.now + TICK, TICKER);
-        }
-    }
-
-    fn tick(&mut self) {
-        let now = self.reactor.now;
-        self.ticking = false;
-        let Some(pool) = &mut self.pool else { return };
-        let refusals: Vec<_> = std::iter::from_fn(|| pool.next_refusal(now)).collect();
-        let positions: Vec<_> = pool.positions(now).collect();
-        for (ticket, refusal) in refusals {
-            self.refuse(ticket, refusal);
-        }
-        // A breaker may have closed by the clock alone.
-        self.grants();
-        for (ticket, position, eta) in &positions {
-            let eta_ms = eta.map_or(0, |eta| u32::try_from(eta.as_millis()).unwrap_or(u32::MAX));
-            self.tell_core(*ticket, *position, eta_ms);
-        }
-        if !positions.is_empty() {
-            self.start_ticking();
-        }
-    }
-
-    fn granted(&mut self, grant: Grant) {
+    pub(super) fn granted(&mut self, grant: Grant) {
         let now = self.reactor.now;
         let token = grant.ticket.request;
         let Some(request) = self.front.requests.get_mut(token) else {
@@ -663,22 +539,6 @@ impl Worker {
         if next < request.timer_at {
             request.timer_at = next;
             self.reactor.timers.set(next, token);
-        }
-    }
-
-    fn set_health(
-        &mut self,
-        backend: usize,
-        health: Health,
-        address: Option<std::net::SocketAddr>,
-    ) {
-        self.up[backend] = matches!(health, Health::Up { .. });
-        if let Source::Remote(_, engine) = &mut self.source {
-            engine.set_address(backend, address);
-        }
-        if let Some(pool) = &mut self.pool {
-            pool.set_health(backend, health);
-            self.grants();
         }
     }
 

@@ -8,9 +8,9 @@
 use super::Step;
 use super::output::OutBuffer;
 use crate::limits::HTTP_HEAD_BYTES_MAX;
+use crate::wire::chunk::{ChunkDecoder, Piece};
 use crate::wire::http1::{
-    BodyLength, ChunkDecoder, HttpError, Piece, RequestLine, ResponseHead, encode_request,
-    parse_response_head,
+    BodyLength, HttpError, RequestLine, ResponseHead, encode_request, parse_response_head,
 };
 
 /// What came of a response.

@@ -10,9 +10,10 @@
 use super::Step;
 use super::output::OutBuffer;
 use crate::limits::HTTP_BODY_BYTES_MAX;
+use crate::wire::chunk::{ChunkDecoder, LAST_CHUNK, Piece, encode_chunk};
 use crate::wire::http1::{
-    BodyLength, ChunkDecoder, HttpError, LAST_CHUNK, Piece, RequestHead, encode_chunk,
-    encode_fields, encode_length, encode_status, parse_request_head,
+    BodyLength, HttpError, RequestHead, encode_fields, encode_length, encode_status,
+    parse_request_head,
 };
 
 /// What came of a request.
@@ -135,7 +136,8 @@ impl HttpServer {
 
     fn head<'i>(&mut self, input: &'i [u8]) -> Result<Step<HttpEvent<'i>>, HttpError> {
         // RFC 9112, section 2.2: an empty line ahead of a request is to be ignored.
-        if self.scanned == 0 && input.starts_with(b"\r\n") {
+        if input.starts_with(b"\r\n") {
+            self.scanned = 0;
             return Ok(Step { consumed: 2, event: None });
         }
         let Some(len) = super::head_end(input, &mut self.scanned)? else { return Ok(Step::NONE) };

@@ -10,6 +10,9 @@ use crate::backend::Failure;
 use crate::limits::COLLECTED_BYTES_MAX;
 use crate::wire::frame::ErrorCode;
 
+/// Sequences of one request: many more than llama-server has slots. A larger index is a fault of its own.
+pub const SEQUENCES_MAX: usize = 4096;
+
 /// A plain answer in the making.
 #[derive(Clone, Debug)]
 pub struct Collector {
@@ -18,6 +21,11 @@ pub struct Collector {
     list: bool,
     return_tokens: bool,
     parts: Vec<Part>,
+    /// Choices for each prompt, which share its tokens.
+    choices: u64,
+    /// Tokens of the prompts, as often as there are choices, and of the answers. llama-server's own plain answer
+    /// counts one sequence only.
+    usage: (u64, u64),
     /// The envelope of the OpenAI form.
     envelope: Map<String, Value>,
     bytes: usize,
@@ -43,6 +51,8 @@ impl Collector {
             list: form == Form::Native && weight > 1,
             return_tokens: request["return_tokens"] == true,
             parts: Vec::new(),
+            choices: request["n"].as_u64().unwrap_or(1).max(1),
+            usage: (0, 0),
             envelope: Map::new(),
             bytes: 0,
         }
@@ -73,6 +83,10 @@ impl Collector {
                     self.choice(choice);
                 }
             }
+        }
+        if let Some(usage) = event.get("usage") {
+            self.usage.0 += usage["prompt_tokens"].as_u64().unwrap_or(0);
+            self.usage.1 += usage["completion_tokens"].as_u64().unwrap_or(0);
         }
         self.envelope.extend(event);
         Ok(())
@@ -125,8 +139,7 @@ impl Collector {
 
     fn part(&mut self, index: Option<&Value>) -> &mut Part {
         let index = index.and_then(Value::as_u64).unwrap_or(0);
-        // As many as llama-server has slots is plenty; a larger index is a fault of its own.
-        let index = usize::try_from(index).unwrap_or(0).min(4095);
+        let index = usize::try_from(index).unwrap_or(0).min(SEQUENCES_MAX - 1);
         if self.parts.len() <= index {
             self.parts.resize_with(index + 1, Part::default);
         }
@@ -157,6 +170,12 @@ impl Collector {
                 answer.extend(std::mem::take(&mut self.envelope));
                 let object = if chat { "chat.completion" } else { "text_completion" };
                 answer.insert("object".to_owned(), object.into());
+                if let Some(usage) = answer.get_mut("usage") {
+                    let (prompt, completion) = (self.usage.0 / self.choices, self.usage.1);
+                    usage["prompt_tokens"] = prompt.into();
+                    usage["completion_tokens"] = completion.into();
+                    usage["total_tokens"] = (prompt + completion).into();
+                }
                 Value::Object(answer)
             }
         };

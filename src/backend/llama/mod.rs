@@ -158,17 +158,23 @@ enum State {
 }
 
 /// What the events have said so far.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Debug, Default)]
 struct Counts {
     prompt: u32,
-    /// Of each answer's text, the tokens up to here; of several sequences, only the sum of the last words.
+    /// Tokens of all sequences.
     completion: u32,
+    /// Tokens of each sequence, by what its own events say.
+    each: Vec<u32>,
+    /// And by its usage, which stands in an event of its own at the end of each sequence.
+    by_usage: u32,
     ended: bool,
     reason: Option<FinishReason>,
 }
 
 #[derive(Deserialize)]
 struct Event<'a> {
+    #[serde(default)]
+    index: usize,
     #[serde(default, borrow)]
     content: Option<Cow<'a, str>>,
     #[serde(default)]
@@ -187,6 +193,8 @@ struct Event<'a> {
 
 #[derive(Deserialize)]
 struct Choice<'a> {
+    #[serde(default)]
+    index: usize,
     #[serde(default, borrow)]
     delta: Option<Delta<'a>>,
     #[serde(default, borrow)]
@@ -312,9 +320,23 @@ impl Reader {
         for choice in &event.choices {
             counts.reason = choice.finish_reason.map(finish_reason).or(counts.reason);
         }
-        let by_timings = event.timings.as_ref().and_then(|timings| timings.predicted_n);
-        let by_usage = event.usage.map(|usage| usage.completion_tokens);
-        let so_far = event.tokens_predicted.or(by_timings).or(by_usage).unwrap_or(0);
+        let so_far = match event.usage {
+            Some(usage) => {
+                counts.by_usage += usage.completion_tokens;
+                counts.by_usage
+            }
+            None => {
+                let by_timings = event.timings.as_ref().and_then(|timings| timings.predicted_n);
+                let Some(count) = event.tokens_predicted.or(by_timings) else { return 0 };
+                let index = event.choices.first().map_or(event.index, |choice| choice.index);
+                let index = index.min(collect::SEQUENCES_MAX - 1);
+                if counts.each.len() <= index {
+                    counts.each.resize(index + 1, 0);
+                }
+                counts.each[index] = counts.each[index].max(count);
+                counts.each.iter().sum()
+            }
+        };
         let new = so_far.saturating_sub(counts.completion);
         counts.completion = counts.completion.max(so_far);
         new
@@ -342,7 +364,8 @@ impl Reader {
     }
 
     fn done(&mut self, tell: &mut Tell<'_>) {
-        let Counts { prompt, completion, reason, .. } = self.counts;
+        let Counts { prompt, completion, reason, .. } = &self.counts;
+        let (prompt, completion, reason) = (*prompt, *completion, *reason);
         if let Shape::Collect(collector) = &mut self.shape {
             let body = match collector.finish() {
                 Ok(body) => body,

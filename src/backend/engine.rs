@@ -219,7 +219,12 @@ impl Engine {
                 more
             }
             Incoming::Closed => {
-                self.closed(reactor, token, sink);
+                self.closed(reactor, token, None, sink);
+                false
+            }
+            Incoming::Broken(code) => {
+                let error = std::io::Error::from_raw_os_error(code);
+                self.closed(reactor, token, Some(error), sink);
                 false
             }
         };
@@ -365,7 +370,13 @@ impl Engine {
     }
 
     /// The peer has closed, or broken, the connection.
-    fn closed(&mut self, reactor: &mut Reactor, token: Token, sink: &mut Sink<'_>) {
+    fn closed(
+        &mut self,
+        reactor: &mut Reactor,
+        token: Token,
+        broken: Option<std::io::Error>,
+        sink: &mut Sink<'_>,
+    ) {
         let Some(upstream) = self.upstreams.get_mut(token) else { return };
         if upstream.call.is_none() {
             let idle = &mut self.idle[upstream.target];
@@ -374,7 +385,6 @@ impl Engine {
             return;
         }
         let name = &self.targets[upstream.target].name;
-        let broken = upstream.stream.take_error().ok().flatten();
         let message = match (upstream.http.eof(), broken) {
             (Ok(Some(_)), _) => {
                 if let Some(active) = &mut upstream.call {

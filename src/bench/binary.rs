@@ -40,6 +40,8 @@ pub struct BinaryConnection {
     pub client: BinaryClient,
     /// Input that the machine could not use yet.
     pub held: Vec<u8>,
+    /// The server has said HELLO.
+    pub greeted: bool,
     /// Requests by their place; the place is in the low byte of the id, from 1.
     pub flights: Vec<Option<Flight>>,
     /// Places that are free.
@@ -69,6 +71,7 @@ impl BinaryConnection {
             stream: socket::connect(address, source)?,
             client,
             held: Vec::new(),
+            greeted: false,
             flights: vec![None; flights],
             free: (0..flights).rev().map(|place| place as u8).collect(),
             opened: 0,

@@ -428,9 +428,9 @@ impl Load<'_, '_> {
 
     fn flush(&mut self, token: Token) {
         if let Some(connection) = self.connections.get_mut(token)
-            && connection.write().is_err()
+            && let Err(error) = connection.write()
         {
-            self.lost(token);
+            self.lost(token, &error.to_string());
         }
     }
 
@@ -447,7 +447,12 @@ impl Load<'_, '_> {
                 }
                 Incoming::WouldBlock => break,
                 Incoming::Closed => {
-                    self.lost(token);
+                    self.lost(token, "the server closed the connection");
+                    break;
+                }
+                Incoming::Broken(code) => {
+                    let error = std::io::Error::from_raw_os_error(code);
+                    self.lost(token, &error.to_string());
                     break;
                 }
             }
@@ -511,10 +516,13 @@ impl Load<'_, '_> {
                 return;
             }
             ClientEvent::Error { id, code, message } => (id, Err(describe(code, &message))),
-            ClientEvent::Hello(_)
-            | ClientEvent::Status { .. }
-            | ClientEvent::Goaway { .. }
-            | ClientEvent::Pong { .. } => return,
+            ClientEvent::Hello(_) => {
+                connection.greeted = true;
+                return;
+            }
+            ClientEvent::Status { .. } | ClientEvent::Goaway { .. } | ClientEvent::Pong { .. } => {
+                return;
+            }
         };
         if let Some(flight) = connection.take(id) {
             self.under_way -= 1;
@@ -523,19 +531,16 @@ impl Load<'_, '_> {
         }
     }
 
-    /// A connection broke: its requests have failed, and the run cannot go on without any.
-    fn lost(&mut self, token: Token) {
+    /// A connection broke: its requests have failed. The run cannot go on without any, and need not where the server
+    /// never said a word.
+    fn lost(&mut self, token: Token, reason: &str) {
         let Some(connection) = self.connections.remove(token) else { return };
-        let reason = match connection.stream.take_error() {
-            Ok(Some(error)) => error.to_string(),
-            _ => "the server closed the connection".to_owned(),
-        };
         self.places.retain(|place| *place != token);
-        for flight in connection.flights.into_iter().flatten() {
+        for flight in connection.flights.iter().flatten() {
             self.under_way -= 1;
-            self.recorder.end(&flight, self.reactor.now, Err(format!("CONNECTION: {reason}")));
+            self.recorder.end(flight, self.reactor.now, Err(format!("CONNECTION: {reason}")));
         }
-        if self.connections.is_empty() && self.starts_more() {
+        if !connection.greeted || (self.connections.is_empty() && self.starts_more()) {
             self.fatal = Some(format!("connecting to {}: {reason}", self.plan.address));
         }
     }

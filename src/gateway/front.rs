@@ -410,6 +410,16 @@ impl Front {
         }
     }
 
+    /// How many bytes of text a request can send at once.
+    pub fn room(&self, token: Token) -> usize {
+        let Some(request) = self.requests.get(token) else { return 0 };
+        let connection = self.connections.get(request.client.connection());
+        match (&request.client, connection.map(|connection| &connection.protocol)) {
+            (Client::Binary { stream, .. }, Some(Protocol::Binary(server))) => server.room(*stream),
+            _ => usize::MAX,
+        }
+    }
+
     /// Since when a request's text has waited for its reader.
     pub fn stalled_since(&self, token: Token) -> Option<Instant> {
         let request = self.requests.get(token)?;

@@ -65,7 +65,7 @@ impl Worker {
                 }
                 more
             }
-            Incoming::Closed => {
+            Incoming::Closed | Incoming::Broken(_) => {
                 connection.readable = false;
                 connection.ended = true;
                 self.peer_closed(token);

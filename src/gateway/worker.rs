@@ -480,16 +480,18 @@ impl Worker {
         let Some(mut job) = slot.take() else { return };
         // Delays count from when the last one was due, so that a late timer does not slow the whole answer.
         let due = if request.step_at == Instant::FAR { now } else { request.step_at };
+        let room = self.front.room(token);
         let front = &mut self.front;
-        let next = job.step(now, &mut |output| {
+        let next = job.step(now, room, &mut |output| {
             front.output(now, token.0, output);
         });
-        if let (Next::Wait(wait), Some(request)) = (next, self.front.requests.get_mut(token)) {
+        let Some(request) = self.front.requests.get_mut(token) else { return };
+        if let Next::Wait(wait) = next {
             request.work = Work::Job(Some(job));
             let at = due + wait;
             request.step_at = if at + Duration::from_secs(1) < now { now } else { at };
-            self.arm(token);
         }
+        self.arm(token);
     }
 
     fn request_timer(&mut self, at: Instant, token: Token) {

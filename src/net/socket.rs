@@ -22,8 +22,10 @@ pub enum Incoming {
     Bytes(usize),
     /// Nothing for now.
     WouldBlock,
-    /// The peer has closed, or the connection is broken.
+    /// The peer has closed.
     Closed,
+    /// The connection is broken, or never came about: the error's number.
+    Broken(i32),
 }
 
 /// A listener on `address` that shares its port with the other cores' listeners (SO_REUSEPORT).
@@ -105,7 +107,7 @@ pub fn read(mut stream: &TcpStream, buffer: &mut [u8]) -> Incoming {
             Ok(count) => return Incoming::Bytes(count),
             Err(e) if e.kind() == io::ErrorKind::WouldBlock => return Incoming::WouldBlock,
             Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
-            Err(_) => return Incoming::Closed,
+            Err(e) => return Incoming::Broken(e.raw_os_error().unwrap_or(0)),
         }
     }
 }

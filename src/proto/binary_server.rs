@@ -298,7 +298,7 @@ impl BinaryServer {
 
     /// Text of a request, and the tokens that end in it. Text that is not of a path call is UTF-8, whole characters.
     pub fn text(&mut self, stream: Stream, now: Instant, bytes: &[u8], tokens: u32) -> Flow {
-        let room = self.room();
+        let room = self.bounds();
         let Some(open) = self.streams.get_mut(stream as usize).and_then(Option::as_mut) else {
             return Flow::Sent;
         };
@@ -375,13 +375,19 @@ impl BinaryServer {
         }
     }
 
-    fn room(&self) -> Room {
+    /// How many bytes of a request's text would go out at once, in one chunk.
+    pub fn room(&self, stream: Stream) -> usize {
+        let open = self.streams.get(stream as usize).and_then(Option::as_ref);
+        open.map_or(0, |open| open.room(self.payload_max))
+    }
+
+    fn bounds(&self) -> Room {
         Room { payload_max: self.payload_max, high: SOCKET_BUFFER_BYTES_HIGH }
     }
 
     /// Moves what may go of a request's text, and its DONE behind the last of it.
     fn pump(&mut self, stream: Stream, now: Instant) -> Option<ServerEvent<'static>> {
-        let room = self.room();
+        let room = self.bounds();
         let open = self.streams.get_mut(stream as usize)?.as_mut()?;
         let resumed = open.pump(now, &room, &mut self.out);
         let tag = open.tag;

@@ -310,9 +310,11 @@ mod tests {
 
     #[test]
     fn requests_in_a_row_in_any_split() {
-        let bytes = b"\r\nPOST /a HTTP/1.1\r\nHost: h\r\nContent-Length: 2\r\n\r\nxyGET /b HTTP/1.1\r\n\
-                      Host: h\r\n\r\nPOST /c HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n\
-                      1\r\nz\r\n0\r\n\r\nGET /d HTTP/1.0\r\n\r\nGET /e HTTP/1.1\r\nHost: h\r\n\r\n";
+        let bytes = b"\r\n\
+            POST /a HTTP/1.1\r\nHost: h\r\nContent-Length: 2\r\n\r\nxy\
+            GET /b HTTP/1.1\r\nHost: h\r\n\r\n\
+            POST /c HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n1\r\nz\r\n0\r\n\r\n\
+            GET /d HTTP/1.0\r\n\r\nGET /e HTTP/1.1\r\nHost: h\r\n\r\n";
         let whole = run(&[bytes]).unwrap();
         assert_eq!(whole.0, ["/a xy", "/b ", "/c z", "/d "], "nothing behind the one that closes");
         let answers = whole.1;

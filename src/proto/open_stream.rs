@@ -90,6 +90,10 @@ impl OpenStream {
         }
     }
 
+    pub fn room(&self, payload_max: u32) -> usize {
+        if self.is_waiting() { 0 } else { self.credit.min(payload_max) as usize }
+    }
+
     pub fn is_waiting(&self) -> bool {
         !self.waiting.is_empty()
     }

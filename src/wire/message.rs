@@ -347,7 +347,9 @@ mod tests {
         }
 
         #[test]
-        fn anything_decodes_or_is_refused(payload in proptest::collection::vec(any::<u8>(), 0..64)) {
+        fn anything_decodes_or_is_refused(
+            payload in proptest::collection::vec(any::<u8>(), 0..64),
+        ) {
             let _ = Infer::decode(&payload);
             let _ = Hello::decode(&payload);
         }

@@ -1,1 +1,7 @@
-//! x
+//! The real binary, run as its users run it, each test in a folder and on a port of its own.
+
+mod cli;
+mod common;
+mod hostile;
+mod llama;
+mod serve;

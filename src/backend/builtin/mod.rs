@@ -165,8 +165,9 @@ impl Job {
         u32::try_from(self.sequences.len()).unwrap_or(u32::MAX)
     }
 
-    /// Tells the tokens that are due.
-    pub fn step(&mut self, now: Instant, tell: &mut Tell<'_>) -> Next {
+    /// Tells the tokens that are due. As many bytes as there is `room` for are told at once, those past it token by
+    /// token, so that whoever has to cut the text knows where tokens end.
+    pub fn step(&mut self, now: Instant, mut room: usize, tell: &mut Tell<'_>) -> Next {
         if !self.sequences.is_empty() && !std::mem::replace(&mut self.waited, true) {
             let delay = if self.began { self.config.itl } else { self.config.ttft };
             let wait = delay.draw(&mut self.prng);
@@ -184,10 +185,11 @@ impl Job {
                 if sequence.ended().is_some() {
                     continue;
                 }
-                let budget = if at_once { STEP_BYTES } else { 1 };
                 let batch = at_once && self.answer.shape() == Shape::Text;
-                let (piece, tokens) = sequence.next(if batch { budget } else { 1 });
+                let budget = if batch { room.clamp(1, STEP_BYTES) } else { 1 };
+                let (piece, tokens) = sequence.next(budget);
                 told += piece.len().max(1);
+                room = room.saturating_sub(piece.len());
                 self.answer.piece(index, &piece, tokens, tell);
                 if let Some(end) = sequence.ended() {
                     self.answer.sequence_end(now, index, sequence, end, self.prompt_tokens, tell);

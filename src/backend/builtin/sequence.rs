@@ -1,6 +1,6 @@
 //! One sequence of tokens: where they come from, and what ends them.
 
-use super::text::{Generator, count_tokens, next_token};
+use super::text::{Generator, TOKEN_BYTES_MAX, count_tokens, next_token};
 use crate::wire::frame::FinishReason;
 
 /// Where tokens come from.
@@ -65,14 +65,16 @@ impl Source {
         Source::Echo { text: text.into(), at: 0 }
     }
 
-    /// Appends the text of the next tokens, whole characters, `budget` bytes or a little more; how many tokens they
-    /// are, 0 at the end.
+    /// Appends the text of the next tokens, whole characters, at most `budget` bytes but one token at least; how many
+    /// tokens they are, 0 at the end.
     fn next(&mut self, out: &mut String, budget: usize, tokens_max: u32) -> u32 {
         let before = out.len();
         let mut tokens = 0;
         match self {
             Source::Generated(generator) => {
-                while tokens < tokens_max && out.len() < before + budget {
+                while tokens < tokens_max
+                    && (tokens == 0 || out.len() + TOKEN_BYTES_MAX <= before + budget)
+                {
                     generator.next(out);
                     tokens += 1;
                 }
@@ -86,13 +88,18 @@ impl Source {
                     return count_tokens(rest.as_bytes());
                 }
                 let mut end = 0;
-                while end < rest.len() && tokens < tokens_max && end < budget {
-                    end += next_token(&rest.as_bytes()[end..]).1;
-                    tokens += 1;
-                    while !rest.is_char_boundary(end) {
-                        end += 1;
-                        tokens += 1;
+                while end < rest.len() && tokens < tokens_max {
+                    let mut next = end + next_token(&rest.as_bytes()[end..]).1;
+                    let mut count = 1;
+                    while !rest.is_char_boundary(next) {
+                        next += 1;
+                        count += 1;
                     }
+                    if next > budget && end > 0 {
+                        break;
+                    }
+                    end = next;
+                    tokens += count;
                 }
                 out.push_str(&rest[..end]);
                 *at += end;

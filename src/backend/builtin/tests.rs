@@ -19,7 +19,7 @@ fn run(builtin: &mut Builtin, infer: &Infer<'_>) -> (String, u32, Vec<Duration>,
     let mut job = builtin.start(infer).unwrap();
     let mut now = Instant(1);
     loop {
-        let next = job.step(now, &mut |output| match output {
+        let next = job.step(now, usize::MAX, &mut |output| match output {
             Output::Text { text: t, tokens } => {
                 text.push_str(t);
                 sum += tokens;

@@ -25,6 +25,9 @@ const FIRST_WORD: u32 = 256;
 /// How many tokens there are.
 pub const VOCABULARY: u32 = FIRST_WORD + WORDS.len() as u32;
 
+/// Bytes of the longest token.
+pub const TOKEN_BYTES_MAX: usize = 8;
+
 /// The token at the start of `text`, and its length in bytes. `text` is not empty.
 pub fn next_token(text: &[u8]) -> (u32, usize) {
     if text[0] == b' ' {
@@ -139,6 +142,7 @@ mod tests {
     #[test]
     fn words_are_sorted() {
         assert!(WORDS.windows(2).all(|pair| pair[0] < pair[1]));
+        assert!(WORDS.iter().all(|word| word.len() < TOKEN_BYTES_MAX));
     }
 
     #[test]

@@ -16,9 +16,10 @@ case ${1-} in
 esac
 
 log=$(mktemp -d)
-server=
+servers=
 finish() {
-    [ -z "$server" ] || kill "$server" 2>/dev/null || true
+    # shellcheck disable=SC2086
+    [ -z "$servers" ] || kill $servers 2>/dev/null || true
     rm -rf "$log"
 }
 trap finish EXIT
@@ -87,7 +88,7 @@ start() {
     local name=$1
     shift
     "$@" >"$log/$name" 2>&1 &
-    server="$server $!"
+    servers="$servers $!"
     for _ in $(seq 200); do
         address=$(sed -nE 's|.*listening on (http://)?([0-9.]+:[0-9]+).*|\2|p' "$log/$name" | head -n 1)
         [ -z "$address" ] || return 0
@@ -96,12 +97,6 @@ start() {
     cat "$log/$name"
     echo "test.sh: error: $name did not start" >&2
     exit 1
-}
-
-finish() {
-    # shellcheck disable=SC2086
-    [ -z "$server" ] || kill $server 2>/dev/null || true
-    rm -rf "$log"
 }
 
 llama_flags=(--alias tiny -t 1 -c 4096 -np 4 --port 0 --cache-ram 0 --offline --sse-ping-interval 2)
@@ -134,7 +129,7 @@ export OPENAI_API_KEY=secret
 step "the openai package through the llama backend" "$python" "$check" --base-url "http://$gateway/v1" --model tiny \
     --llama --expect-key secret --embeddings-url "http://$gateway_embeddings/v1"
 step "the openai package through the openai backend" "$python" "$check" --base-url "http://$openai/v1" --model tiny \
-    --expect-key secret --own-usage
+    --llama --expect-key secret --own-usage
 step "the openai package and the built-in backend" "$python" "$check" --base-url "http://$builtin/v1" --model built-in \
     --embeddings-url "http://$builtin/v1"
 step "curl" tests/peers/curl_check.sh "http://$gateway" secret

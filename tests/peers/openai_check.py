@@ -225,7 +225,7 @@ async def chat_n_stream(target: Target) -> None:
         expect_equal(sum(choice.finish_reason is not None for choice in own), 1, f"finish reasons of choice {index}")
 
 
-@check("chat: with n=2, usage counts the tokens of both choices")
+@check("chat: with n=2, usage counts the tokens of both choices", needs="a server without --own-usage")
 async def chat_n_usage(target: Target) -> None:
     one = await target.chat()
     two = await target.chat(n=2)
@@ -471,6 +471,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--embeddings-model", metavar="NAME", help="the model for embeddings (default: --model)")
     parser.add_argument("--expect-key", metavar="KEY", help="the server wants this key; check that it refuses others")
     parser.add_argument("--llama", action="store_true", help="a llama-server answers: check logprobs too")
+    parser.add_argument("--own-usage", action="store_true", help="llama-server's usage is passed on: one choice's only")
     parser.add_argument("--only", metavar="TEXT", default="", help="only the checks whose name contains TEXT")
     return parser.parse_args()
 
@@ -500,6 +501,7 @@ async def run(args: argparse.Namespace) -> bool:
             "--embeddings-url": args.embeddings_url,
             "--expect-key": args.expect_key,
             "the asynchronous client": mode == "async",
+            "a server without --own-usage": not args.own_usage,
         }
         for name, needs, function in CHECKS:
             if args.only not in name:

@@ -34,6 +34,7 @@ struct Request {
     stream_options: Option<StreamOptions>,
     stop: Option<OneOrMany>,
     seed: Option<i64>,
+    temperature: Option<f64>,
     encoding_format: Option<String>,
     dimensions: Option<usize>,
     with_pieces: Option<bool>,
@@ -142,6 +143,10 @@ fn generate(builtin: &Builtin, shape: Shape, request: Request) -> Result<Job, Fa
     };
     if stop.iter().any(String::is_empty) {
         return Err(bad("stop holds an empty text"));
+    }
+    // The text does not depend on it, but a client that sends nonsense should learn of it here too.
+    if request.temperature.is_some_and(|temperature| temperature < 0.0) {
+        return Err(bad("temperature is below 0"));
     }
     let seed = request.seed.map_or(builtin.config.seed, |seed| seed as u64);
     let mut sequences = Vec::with_capacity(count);

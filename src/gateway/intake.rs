@@ -13,7 +13,7 @@ use crate::backend::{self, Failure};
 use crate::clock::Instant;
 use crate::net::Token;
 use crate::net::socket::{self, Incoming};
-use crate::prng;
+use crate::prng::{self, Prng};
 use crate::proto::binary_server::{BinaryServer, ServerEvent, Stream, equal_in_constant_time};
 use crate::proto::detect::{Detected, detect};
 use crate::proto::http_server::HttpEvent;
@@ -214,13 +214,10 @@ impl Worker {
         self.front.measure().binary_requests.add(1);
         let raw = matches!(infer.input, Input::Api { .. });
         let client = Client::Binary { connection, stream, raw };
-        let request_id = match infer.input {
-            Input::Api { path: "/health" | "/v1/health" | "/metrics", .. } => {
-                return self.local_over_binary(connection, stream, infer);
-            }
-            _ => self.new_request_id(),
-        };
-        match self.work(infer, request_id) {
+        if let Input::Api { path: "/health" | "/v1/health" | "/metrics", .. } = infer.input {
+            return self.local_over_binary(connection, stream, infer);
+        }
+        match self.work(infer, None) {
             Ok((work, weight, _)) => self.begin(client, work, weight, infer, false),
             Err(failure) => self.refuse_stream(connection, stream, &failure),
         }
@@ -278,7 +275,7 @@ impl Worker {
     fn work(
         &mut self,
         infer: &Infer<'_>,
-        request_id: String,
+        request_id: Option<&str>,
     ) -> Result<(Work, u32, bool), Failure> {
         match &mut self.source {
             Source::Builtin(builtin) => {
@@ -289,6 +286,8 @@ impl Worker {
             Source::Remote(dialect, _) => {
                 let exchange = backend::encode(*dialect, infer)?;
                 let (weight, streamed) = (exchange.weight, exchange.streamed);
+                let request_id = request_id.map(str::to_owned);
+                let request_id = request_id.unwrap_or_else(|| new_request_id(&mut self.prng));
                 let traceparent = infer.traceparent.filter(|value| is_visible(value));
                 let traceparent = traceparent.map(str::to_owned);
                 let call = Call { exchange, request_id, traceparent };
@@ -393,7 +392,7 @@ impl Worker {
                         Some(id) if id.len() <= REQUEST_ID_BYTES_MAX && is_visible(id) => {
                             id.to_owned()
                         }
-                        _ => self.new_request_id(),
+                        _ => new_request_id(&mut self.prng),
                     };
                     if let Some(http) = self.front.http(token) {
                         http.asked = asked(&head, request_id);
@@ -457,7 +456,7 @@ impl Worker {
                     failure.retry_after_s = Some(1);
                     return Err(failure);
                 }
-                self.work(&infer, asked.request_id.clone())
+                self.work(&infer, Some(&asked.request_id))
             });
         match outcome {
             Ok((work, weight, streamed)) => {
@@ -472,10 +471,10 @@ impl Worker {
         }
         self.front.touch(connection);
     }
+}
 
-    fn new_request_id(&mut self) -> String {
-        format!("{:016x}", self.prng.next_u64())
-    }
+fn new_request_id(prng: &mut Prng) -> String {
+    format!("{:016x}", prng.next_u64())
 }
 
 fn asked(head: &RequestHead<'_>, request_id: String) -> Asked {

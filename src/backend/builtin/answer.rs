@@ -59,14 +59,15 @@ impl Answer {
 
     /// Generated text over the API.
     pub fn new(shape: Shape, stream: bool, include_usage: bool, id: u64) -> Answer {
-        let created = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+        let is_dated = matches!(shape, Shape::Chat | Shape::Completions);
+        let created = if is_dated { unix_seconds() } else { 0 };
         Answer {
             shape,
             stream,
             include_usage,
             list: false,
             id,
-            created: created.map_or(0, |since| since.as_secs()),
+            created,
             model: String::new(),
             body: Vec::new(),
             texts: Vec::new(),
@@ -192,6 +193,10 @@ impl Answer {
         completion_tokens: u32,
         tell: &mut Tell<'_>,
     ) {
+        // Text needs no JSON, and is what has to be fast.
+        if self.shape == Shape::Text {
+            return;
+        }
         let usage = json!({
             "completion_tokens": completion_tokens, "prompt_tokens": prompt_tokens,
             "total_tokens": prompt_tokens.saturating_add(completion_tokens),
@@ -199,8 +204,7 @@ impl Answer {
         });
         let timings = self.timings(prompt_tokens, completion_tokens);
         match (self.shape, self.stream) {
-            (Shape::Text, _) => {}
-            (Shape::Native, true) => {}
+            (Shape::Text, _) | (Shape::Native, true) => {}
             (Shape::Chat | Shape::Completions, true) => {
                 if self.include_usage {
                     let mut last = self.chunk(json!([]));
@@ -271,4 +275,9 @@ impl Answer {
         let bytes = format!("data: {json}\n\n");
         tell(Output::Body { bytes: bytes.as_bytes(), tokens });
     }
+}
+
+fn unix_seconds() -> u64 {
+    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+    since.map_or(0, |since| since.as_secs())
 }

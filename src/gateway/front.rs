@@ -84,6 +84,12 @@ impl Front {
         }
     }
 
+    /// Gives back what the queues between turns grew to.
+    pub fn shrink(&mut self) {
+        self.dirty.shrink_to(64);
+        self.commands.shrink_to(64);
+    }
+
     /// The HTTP half of a connection.
     pub fn http(&mut self, token: Token) -> Option<&mut Http> {
         match &mut self.connections.get_mut(token)?.protocol {

@@ -18,7 +18,7 @@ use crate::backend::pool::{Grant, Health, Outcome, Pool, Ticket};
 use crate::backend::{Dialect, Failure};
 use crate::clock::{Instant, MonotonicClock};
 use crate::limits::{HEAD_TIMEOUT, LINGER_TIMEOUT};
-use crate::net::{Port, Reactor, Readiness, Slab, Token, socket};
+use crate::net::{Port, Reactor, Readiness, Slab, Token, heap, socket};
 use crate::prng::Prng;
 use crate::proto::binary_server::ServerConfig;
 use crate::wire::frame::ErrorCode;
@@ -29,6 +29,8 @@ const WAKER: Token = Token::single(5);
 pub(super) const TICKER: Token = Token::single(6);
 /// Connections accepted in one turn, so that a flood of them does not hold up those that are there.
 const ACCEPTS_PER_TURN: usize = 64;
+/// Fewer connections than this are not worth giving memory back for.
+const TRIM_PEAK: usize = 512;
 /// When there was no descriptor for a connection, the next try.
 const ACCEPT_RETRY: Duration = Duration::from_millis(50);
 
@@ -53,6 +55,8 @@ pub struct Worker {
     /// On core 0: cores that still run.
     others: usize,
     pub(super) ticking: bool,
+    /// The most connections since memory was last given back.
+    connections_peak: usize,
 }
 
 /// What serves requests on this core.
@@ -122,6 +126,7 @@ impl Worker {
             ready: Vec::new(),
             others,
             ticking: false,
+            connections_peak: 0,
         })
     }
 
@@ -151,6 +156,7 @@ impl Worker {
             if let Source::Remote(_, engine) = &self.source {
                 self.front.measure().upstreams.set(engine.connections() as u64);
             }
+            self.give_memory_back();
             if self.draining && self.is_finished() {
                 if self.port.index() != OWNER {
                     self.port.send(OWNER, Message::Gone);
@@ -158,6 +164,18 @@ impl Worker {
                 }
                 return Ok(());
             }
+        }
+    }
+
+    /// Once most of many connections have gone, so does their memory.
+    fn give_memory_back(&mut self) {
+        let count = self.front.connections.len();
+        self.connections_peak = self.connections_peak.max(count);
+        if self.connections_peak >= TRIM_PEAK && count < self.connections_peak / 8 {
+            self.connections_peak = count;
+            self.front.shrink();
+            self.reactor.timers.shrink();
+            heap::trim();
         }
     }
 

@@ -3,6 +3,7 @@
 //!
 //! A loop's turn is: wait, read (with a budget for each connection), step the machines, flush, fire timers.
 
+pub mod heap;
 pub mod mesh;
 pub mod poller;
 pub mod reactor;

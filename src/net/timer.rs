@@ -47,6 +47,11 @@ impl Timers {
         fired
     }
 
+    /// Gives back memory that is not used.
+    pub fn shrink(&mut self) {
+        self.heap.shrink_to(64);
+    }
+
     /// How many are pending, stale ones included.
     pub fn len(&self) -> usize {
         self.heap.len()

@@ -4,12 +4,124 @@ use serde::Deserialize;
 use serde_json::{Map, Number, Value};
 
 use super::{Failure, FailureKind};
-use crate::wire::frame::ErrorCode;
+use crate::wire::frame::{ErrorCode, FinishReason};
+use crate::wire::http1::ResponseHead;
 use crate::wire::message::Infer;
-use crate::wire::openai::error_json;
+use crate::wire::openai::{Usage, error_json};
+use crate::wire::sse::{SseEvent, SseSplitter};
 
 /// An error body is read up to here; the rest says no more.
-pub const ERROR_BODY_BYTES_MAX: usize = 64 << 10;
+const ERROR_BODY_BYTES_MAX: usize = 64 << 10;
+
+/// How far an answer was read, and what of it is kept.
+#[derive(Clone, Debug)]
+pub enum Intake {
+    /// Nothing has come.
+    Head,
+    /// A body that is no stream; its end is kept, where usage may stand.
+    Plain(Vec<u8>),
+    /// Server-sent events.
+    Events(SseSplitter),
+    /// The body of an answer with a status other than 2xx.
+    Error(u16, Vec<u8>),
+    /// The last output was told.
+    Over,
+}
+
+/// A part of a good answer.
+pub enum Part<'a> {
+    /// Bytes of a body that is no stream.
+    Plain(&'a [u8]),
+    /// A whole event.
+    Event(SseEvent<'a>),
+}
+
+/// As much of a plain answer is kept as may hold its usage, which stands at its end or, in short ones, anywhere.
+pub const TAIL_BYTES_MAX: usize = 16 << 10;
+
+impl Intake {
+    /// For an answer with this head.
+    pub fn begin(head: &ResponseHead<'_>) -> Intake {
+        if !(200..300).contains(&head.status) {
+            Intake::Error(head.status, Vec::new())
+        } else if content_type(head).starts_with("text/event-stream") {
+            Intake::Events(SseSplitter::new())
+        } else {
+            Intake::Plain(Vec::new())
+        }
+    }
+
+    /// Takes a part of the body.
+    ///
+    /// # Errors
+    /// What `each` says, or an event without end.
+    pub fn feed(
+        &mut self,
+        bytes: &[u8],
+        mut each: impl FnMut(Part<'_>) -> Result<(), Failure>,
+    ) -> Result<(), Failure> {
+        match self {
+            Intake::Error(_, body) => {
+                let room = ERROR_BODY_BYTES_MAX - body.len();
+                body.extend_from_slice(&bytes[..bytes.len().min(room)]);
+                Ok(())
+            }
+            Intake::Plain(tail) => {
+                tail.extend_from_slice(bytes);
+                let excess = tail.len().saturating_sub(TAIL_BYTES_MAX);
+                tail.drain(..excess);
+                each(Part::Plain(bytes))
+            }
+            Intake::Events(splitter) => {
+                let mut result = Ok(());
+                let fed = splitter.feed(bytes, |event| {
+                    if result.is_ok() {
+                        result = each(Part::Event(event));
+                    }
+                });
+                let endless = |_| {
+                    let message = "the backend sent an event without end";
+                    Failure::backend(ErrorCode::Backend, message)
+                };
+                result.and(fed.map_err(endless))
+            }
+            Intake::Head | Intake::Over => Ok(()),
+        }
+    }
+}
+
+/// The content type of an answer.
+pub fn content_type<'a>(head: &ResponseHead<'a>) -> &'a str {
+    head.content_type.unwrap_or("application/octet-stream")
+}
+
+/// The token counts of a plain answer, of which `tail` is the end.
+pub fn usage_in(tail: &[u8]) -> Option<Usage> {
+    #[derive(Deserialize)]
+    struct Answer {
+        usage: Option<Usage>,
+    }
+    if tail.len() < TAIL_BYTES_MAX
+        && let Ok(answer) = serde_json::from_slice::<Answer>(tail)
+    {
+        return answer.usage;
+    }
+    // The beginning is missing, so what stands there is looked for by name.
+    let name = b"\"usage\":";
+    let at = (0..tail.len().saturating_sub(name.len())).rfind(|&i| tail[i..].starts_with(name))?;
+    let mut values = serde_json::Deserializer::from_slice(&tail[at + name.len()..]).into_iter();
+    values.next()?.ok()
+}
+
+/// The finish reason of a name in OpenAI's API.
+pub fn finish_reason(name: &str) -> FinishReason {
+    match name {
+        "stop" => FinishReason::Stop,
+        "length" => FinishReason::Length,
+        "tool_calls" | "function_call" => FinishReason::ToolCalls,
+        _ => FinishReason::Other,
+    }
+}
 
 /// The start of a request's body: model, sampling, stop words and what `extra` adds. It is always a stream.
 ///

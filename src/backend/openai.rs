@@ -10,13 +10,13 @@ use serde::Deserialize;
 use serde_json::Value;
 use serde_json::value::RawValue;
 
-use super::answer::{self, ERROR_BODY_BYTES_MAX};
+use super::answer::{self, Intake, Part, finish_reason};
 use super::{Exchange, Failure, Finished, Output, Tell};
 use crate::wire::frame::{ErrorCode, FinishReason};
 use crate::wire::http1::ResponseHead;
 use crate::wire::message::{Infer, Input};
 use crate::wire::openai::{RequestPeek, Usage};
-use crate::wire::sse::{SseEvent, SseSplitter};
+use crate::wire::sse::SseEvent;
 
 /// What to send for `infer`.
 pub fn encode(infer: &Infer<'_>) -> Result<Exchange, Failure> {
@@ -70,24 +70,11 @@ fn api(method: &str, path: &str, body: &[u8]) -> Exchange {
 #[derive(Clone, Debug)]
 pub struct Reader {
     as_text: bool,
-    state: State,
+    state: Intake,
     usage: Usage,
     reason: Option<FinishReason>,
     events: u64,
 }
-
-#[derive(Clone, Debug)]
-enum State {
-    Head,
-    /// A body that is passed on, or of which only the usage matters.
-    Plain(Vec<u8>),
-    Events(SseSplitter),
-    Error(u16, Vec<u8>),
-    Over,
-}
-
-/// As much of a plain answer is kept as may hold its usage, which stands at its end or, in short ones, anywhere.
-const TAIL_BYTES_MAX: usize = 16 << 10;
 
 #[derive(Deserialize)]
 struct Event<'a> {
@@ -115,69 +102,34 @@ struct Delta<'a> {
     content: Option<Cow<'a, str>>,
 }
 
-/// The finish reason of a name in OpenAI's API.
-pub fn finish_reason(name: &str) -> FinishReason {
-    match name {
-        "stop" => FinishReason::Stop,
-        "length" => FinishReason::Length,
-        "tool_calls" | "function_call" => FinishReason::ToolCalls,
-        _ => FinishReason::Other,
-    }
-}
-
 impl Reader {
     fn new(as_text: bool) -> Reader {
-        Reader { as_text, state: State::Head, usage: Usage::default(), reason: None, events: 0 }
+        Reader { as_text, state: Intake::Head, usage: Usage::default(), reason: None, events: 0 }
     }
 
     pub(super) fn head(&mut self, head: &ResponseHead<'_>, tell: &mut Tell<'_>) {
-        let content_type = head.content_type.unwrap_or("application/octet-stream");
-        let events = content_type.starts_with("text/event-stream");
-        self.state = if !(200..300).contains(&head.status) {
-            State::Error(head.status, Vec::new())
-        } else if events {
-            State::Events(SseSplitter::new())
-        } else {
-            State::Plain(Vec::new())
-        };
-        if !self.as_text && !matches!(self.state, State::Error(..)) {
-            tell(Output::Head { status: head.status, content_type, stream: events });
+        self.state = Intake::begin(head);
+        if !self.as_text && !matches!(self.state, Intake::Error(..)) {
+            let stream = matches!(self.state, Intake::Events(_));
+            let content_type = answer::content_type(head);
+            tell(Output::Head { status: head.status, content_type, stream });
         }
     }
 
     pub(super) fn body(&mut self, bytes: &[u8], tell: &mut Tell<'_>) {
-        match std::mem::replace(&mut self.state, State::Over) {
-            State::Error(status, mut body) => {
-                let room = ERROR_BODY_BYTES_MAX - body.len();
-                body.extend_from_slice(&bytes[..bytes.len().min(room)]);
-                self.state = State::Error(status, body);
-            }
-            State::Plain(mut tail) => {
+        let mut state = std::mem::replace(&mut self.state, Intake::Over);
+        let fed = state.feed(bytes, |part| match part {
+            Part::Event(event) => self.event(&event, tell),
+            Part::Plain(bytes) => {
                 if !self.as_text {
                     tell(Output::Body { bytes, tokens: 0 });
                 }
-                tail.extend_from_slice(bytes);
-                let excess = tail.len().saturating_sub(TAIL_BYTES_MAX);
-                tail.drain(..excess);
-                self.state = State::Plain(tail);
+                Ok(())
             }
-            State::Events(mut splitter) => {
-                let mut failed = None;
-                let fed = splitter.feed(bytes, |event| {
-                    if failed.is_none() {
-                        failed = self.event(&event, tell).err();
-                    }
-                });
-                if fed.is_err() {
-                    let message = "the backend sent an event without end";
-                    failed = Some(Failure::backend(ErrorCode::Backend, message));
-                }
-                match failed {
-                    Some(failure) => tell(Output::Fail(failure)),
-                    None => self.state = State::Events(splitter),
-                }
-            }
-            State::Head | State::Over => {}
+        });
+        match fed {
+            Ok(()) => self.state = state,
+            Err(failure) => tell(Output::Fail(failure)),
         }
     }
 
@@ -221,15 +173,14 @@ impl Reader {
     }
 
     pub(super) fn end(&mut self, complete: bool, tell: &mut Tell<'_>) {
-        match std::mem::replace(&mut self.state, State::Over) {
-            State::Over => {}
-            State::Error(status, body) => tell(Output::Fail(answer::failure(status, &body))),
-            State::Events(splitter) if complete && splitter.is_between_events() => {
+        match std::mem::replace(&mut self.state, Intake::Over) {
+            Intake::Over => {}
+            Intake::Error(status, body) => tell(Output::Fail(answer::failure(status, &body))),
+            Intake::Events(splitter) if complete && splitter.is_between_events() => {
                 self.done(tell);
             }
-            State::Plain(tail) if complete => {
-                let usage = usage_in(&tail);
-                self.usage = usage.unwrap_or_default();
+            Intake::Plain(tail) if complete => {
+                self.usage = answer::usage_in(&tail).unwrap_or_default();
                 if self.as_text {
                     let message = "the backend did not answer with a stream";
                     tell(Output::Fail(Failure::backend(ErrorCode::Backend, message)));
@@ -255,7 +206,7 @@ impl Reader {
     }
 
     pub(super) fn is_over(&self) -> bool {
-        matches!(self.state, State::Over)
+        matches!(self.state, Intake::Over)
     }
 }
 
@@ -278,24 +229,6 @@ fn contains(data: &[u8], wanted: &[u8]) -> bool {
         }
     }
     false
-}
-
-/// The token counts at the end of a plain answer.
-pub fn usage_in(tail: &[u8]) -> Option<Usage> {
-    #[derive(Deserialize)]
-    struct Answer {
-        usage: Option<Usage>,
-    }
-    if tail.len() < TAIL_BYTES_MAX
-        && let Ok(answer) = serde_json::from_slice::<Answer>(tail)
-    {
-        return answer.usage;
-    }
-    // The beginning is missing, so what stands there is looked for by name.
-    let name = b"\"usage\":";
-    let at = (0..tail.len().saturating_sub(name.len())).rfind(|&i| tail[i..].starts_with(name))?;
-    let mut values = serde_json::Deserializer::from_slice(&tail[at + name.len()..]).into_iter();
-    values.next()?.ok()
 }
 
 #[cfg(test)]

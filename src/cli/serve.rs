@@ -64,6 +64,11 @@ pub const FLAGS: &[Flag] = &[
         "after so long a silence a stream gets a comment; 0 is never (15s)",
     ),
     Flag::new(
+        "coalesce",
+        "TIME",
+        "with 32 streams or more whose tokens come fast, gather them so long; 0 is never (600us)",
+    ),
+    Flag::new(
         "max-connections",
         "N",
         "client connections at once (what the descriptor limit allows)",
@@ -177,6 +182,7 @@ fn config(
         deadline: nonzero(time("deadline", Duration::ZERO)?),
         drain_timeout: time("drain-timeout", seconds(30))?,
         sse_keepalive: nonzero(time("sse-keepalive", seconds(15))?),
+        coalesce: time("coalesce", Duration::from_micros(600))?.min(Duration::from_millis(10)),
         api_key,
         connections_max: parsed
             .number("max-connections", 1, usize::MAX)?

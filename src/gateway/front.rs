@@ -244,7 +244,8 @@ impl Front {
             self.measures[self.core].retries.add(1);
             self.commands.push_back(Command::Retry(token, backend));
         } else {
-            if failure.kind != FailureKind::Request {
+            // Of a backend that is not there, the prober tells once.
+            if failure.kind == FailureKind::Backend {
                 log::warn!("{}", failure.message);
             }
             self.fail(now, token, &failure);
@@ -258,10 +259,7 @@ impl Front {
         if let Some(connection) = self.connections.get_mut(connection_token) {
             match (&request.client, &mut connection.protocol) {
                 (Client::Binary { stream, raw, .. }, Protocol::Binary(server)) => {
-                    let body = if *raw { failure.body.as_deref() } else { None };
-                    let body = body.map(String::from_utf8_lossy);
-                    let message = body.as_deref().unwrap_or(&failure.message);
-                    server.fail(*stream, failure.code, message);
+                    server.fail(*stream, failure.code, &stream_message(failure, *raw));
                 }
                 (Client::Http { .. }, Protocol::Http(http)) => {
                     if http.server.is_streaming() {
@@ -445,6 +443,15 @@ impl Front {
         {
             self.commands.push_back(Command::Resume(token));
         }
+    }
+}
+
+/// What a binary client is told of a failure: of a path call the body that an HTTP client would get.
+pub fn stream_message(failure: &Failure, raw: bool) -> String {
+    if raw && failure.kind == FailureKind::Request {
+        String::from_utf8_lossy(&failure.http_body()).into_owned()
+    } else {
+        failure.message.clone()
     }
 }
 

@@ -4,7 +4,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use super::connection::{Asked, Http, Protocol};
-use super::front::Command;
+use super::front::{Command, stream_message};
 use super::measure;
 use super::request::{Client, Request, Stage, Work};
 use super::worker::{Source, Worker};
@@ -219,15 +219,15 @@ impl Worker {
         }
         match self.work(infer, None) {
             Ok((work, weight, _)) => self.begin(client, work, weight, infer, false),
-            Err(failure) => self.refuse_stream(connection, stream, &failure),
+            Err(failure) => self.refuse_stream(connection, stream, &failure, raw),
         }
     }
 
-    fn refuse_stream(&mut self, connection: Token, stream: Stream, failure: &Failure) {
+    fn refuse_stream(&mut self, connection: Token, stream: Stream, failure: &Failure, raw: bool) {
         self.front.measure().failed[failure.code as usize - 1].add(1);
         let Some(connection) = self.front.connections.get_mut(connection) else { return };
         if let Protocol::Binary(server) = &mut connection.protocol {
-            server.fail(stream, failure.code, &failure.message);
+            server.fail(stream, failure.code, &stream_message(failure, raw));
         }
     }
 

@@ -50,6 +50,8 @@ pub struct Config {
     pub sse_keepalive: Option<Duration>,
     /// What clients must know.
     pub api_key: Option<String>,
+    /// How long tokens that come fast are gathered; zero: not at all.
+    pub coalesce: Duration,
     /// Client connections, over all cores.
     pub connections_max: usize,
 }

@@ -14,14 +14,13 @@ use serde_json::value::RawValue;
 use serde_json::{Value, json};
 
 use self::collect::Collector;
-use super::answer::{self, ERROR_BODY_BYTES_MAX};
-use super::openai::{finish_reason, usage_in};
+use super::answer::{self, Intake, Part, finish_reason};
 use super::{Exchange, Failure, Finished, Output, Tell};
 use crate::wire::frame::{ErrorCode, FinishReason};
 use crate::wire::http1::ResponseHead;
 use crate::wire::message::{Infer, Input};
 use crate::wire::openai::{RequestPeek, Usage};
-use crate::wire::sse::{SseEvent, SseSplitter};
+use crate::wire::sse::SseEvent;
 
 /// Which of its two forms an answer that generates text has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -132,7 +131,7 @@ fn exchange(
 pub struct Reader {
     shape: Shape,
     form: Option<Form>,
-    state: State,
+    state: Intake,
     counts: Counts,
     events: u64,
 }
@@ -146,15 +145,6 @@ enum Shape {
     Api,
     /// One plain answer.
     Collect(Box<Collector>),
-}
-
-#[derive(Clone, Debug)]
-enum State {
-    Head,
-    Plain(Vec<u8>),
-    Events(SseSplitter),
-    Error(u16, Vec<u8>),
-    Over,
 }
 
 /// What the events have said so far.
@@ -214,57 +204,32 @@ struct Timings {
 
 impl Reader {
     fn new(shape: Shape, form: Option<Form>) -> Reader {
-        Reader { shape, form, state: State::Head, counts: Counts::default(), events: 0 }
+        Reader { shape, form, state: Intake::Head, counts: Counts::default(), events: 0 }
     }
 
     pub(super) fn head(&mut self, head: &ResponseHead<'_>, tell: &mut Tell<'_>) {
-        let content_type = head.content_type.unwrap_or("application/octet-stream");
-        let events = content_type.starts_with("text/event-stream");
-        self.state = if !(200..300).contains(&head.status) {
-            State::Error(head.status, Vec::new())
-        } else if events {
-            State::Events(SseSplitter::new())
-        } else {
-            State::Plain(Vec::new())
-        };
-        if matches!(self.shape, Shape::Api) && !matches!(self.state, State::Error(..)) {
-            tell(Output::Head { status: head.status, content_type, stream: events });
+        self.state = Intake::begin(head);
+        if matches!(self.shape, Shape::Api) && !matches!(self.state, Intake::Error(..)) {
+            let stream = matches!(self.state, Intake::Events(_));
+            let content_type = answer::content_type(head);
+            tell(Output::Head { status: head.status, content_type, stream });
         }
     }
 
     pub(super) fn body(&mut self, bytes: &[u8], tell: &mut Tell<'_>) {
-        match std::mem::replace(&mut self.state, State::Over) {
-            State::Error(status, mut body) => {
-                let room = ERROR_BODY_BYTES_MAX - body.len();
-                body.extend_from_slice(&bytes[..bytes.len().min(room)]);
-                self.state = State::Error(status, body);
-            }
-            State::Plain(mut tail) => {
+        let mut state = std::mem::replace(&mut self.state, Intake::Over);
+        let fed = state.feed(bytes, |part| match part {
+            Part::Event(event) => self.event(&event, tell),
+            Part::Plain(bytes) => {
                 if matches!(self.shape, Shape::Api) {
                     tell(Output::Body { bytes, tokens: 0 });
                 }
-                // Only embeddings tell a usage in a plain answer, at the end or in few bytes.
-                let room = ERROR_BODY_BYTES_MAX.saturating_sub(tail.len());
-                tail.extend_from_slice(&bytes[..bytes.len().min(room)]);
-                self.state = State::Plain(tail);
+                Ok(())
             }
-            State::Events(mut splitter) => {
-                let mut failed = None;
-                let fed = splitter.feed(bytes, |event| {
-                    if failed.is_none() {
-                        failed = self.event(&event, tell).err();
-                    }
-                });
-                if fed.is_err() {
-                    let message = "llama-server sent an event without end";
-                    failed = Some(Failure::backend(ErrorCode::Backend, message));
-                }
-                match failed {
-                    Some(failure) => tell(Output::Fail(failure)),
-                    None => self.state = State::Events(splitter),
-                }
-            }
-            State::Head | State::Over => {}
+        });
+        match fed {
+            Ok(()) => self.state = state,
+            Err(failure) => tell(Output::Fail(failure)),
         }
     }
 
@@ -343,15 +308,15 @@ impl Reader {
     }
 
     pub(super) fn end(&mut self, complete: bool, tell: &mut Tell<'_>) {
-        match std::mem::replace(&mut self.state, State::Over) {
-            State::Over => {}
-            State::Error(status, body) => tell(Output::Fail(answer::failure(status, &body))),
-            State::Events(_) if complete && self.counts.ended => self.done(tell),
-            State::Plain(tail) if complete && matches!(self.shape, Shape::Api) => {
-                self.counts.prompt = usage_in(&tail).unwrap_or_default().prompt_tokens;
+        match std::mem::replace(&mut self.state, Intake::Over) {
+            Intake::Over => {}
+            Intake::Error(status, body) => tell(Output::Fail(answer::failure(status, &body))),
+            Intake::Events(_) if complete && self.counts.ended => self.done(tell),
+            Intake::Plain(tail) if complete && matches!(self.shape, Shape::Api) => {
+                self.counts.prompt = answer::usage_in(&tail).unwrap_or_default().prompt_tokens;
                 self.done(tell);
             }
-            State::Plain(_) if complete => {
+            Intake::Plain(_) if complete => {
                 let message = "llama-server did not answer with a stream";
                 tell(Output::Fail(Failure::backend(ErrorCode::Backend, message)));
             }
@@ -382,7 +347,7 @@ impl Reader {
     }
 
     pub(super) fn is_over(&self) -> bool {
-        matches!(self.state, State::Over)
+        matches!(self.state, Intake::Over)
     }
 }
 

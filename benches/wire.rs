@@ -1,4 +1,5 @@
-//! How fast the codecs are: `cargo bench`. Each checks what it made, and `cargo bench -- --test` runs each once.
+//! How fast the codecs are: `cargo bench`. Each checks what it made, and `cargo bench -- --test`
+//! runs each once.
 
 use std::hint::black_box;
 use std::rc::Rc;

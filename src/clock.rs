@@ -1,4 +1,5 @@
-//! Time as the rest of the program sees it: nanoseconds since an arbitrary start, handed in from outside.
+//! Time as the rest of the program sees it: nanoseconds since an arbitrary start, handed in from
+//! outside.
 
 use std::fmt;
 use std::ops::{Add, Sub};
@@ -73,7 +74,8 @@ impl Default for MonotonicClock {
 
 impl Clock for MonotonicClock {
     fn now(&self) -> Instant {
-        // One is added so that no moment equals `Instant::default()`, which states use for "never yet".
+        // One is added so that no moment equals `Instant::default()`, which states use for "never
+        // yet".
         Instant(u64::try_from(self.start.elapsed().as_nanos()).unwrap_or(u64::MAX - 2) + 1)
     }
 }

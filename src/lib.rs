@@ -1,8 +1,8 @@
 //! `cnse`: infrastructure for llama.cpp's `llama-server` on modest machines.
 //!
-//! No async runtime: one thread a core, each with its own epoll, and every protocol a machine that is handed bytes
-//! and time and never sees a socket. Data flows down this list; a module may use those below it and nothing above
-//! (`tests/tidy.rs` holds it to that).
+//! No async runtime: one thread a core, each with its own epoll, and every protocol a machine that
+//! is handed bytes and time and never sees a socket. Data flows down this list; a module may use
+//! those below it and nothing above (`tests/tidy.rs` holds it to that).
 //!
 //! ```text
 //! cli        parse, validate, wire the parts together, exit code      one file per subcommand
@@ -16,8 +16,9 @@
 //! leaves     limits, clock, prng, log
 //! ```
 //!
-//! A request's way: bytes, `net`, `proto`, `gateway` (admission, routing), `backend` (codec), `proto` (HTTP client),
-//! `net`, llama-server; the tokens come back the same way, on the same core and the same epoll.
+//! A request's way: bytes, `net`, `proto`, `gateway` (admission, routing), `backend` (codec),
+//! `proto` (HTTP client), `net`, llama-server; the tokens come back the same way, on the same core
+//! and the same epoll.
 //!
 //! The public surface exists for the tests and benches of this package only.
 

@@ -1,4 +1,5 @@
-//! Every bound of the program, with its reason. Hitting one is a named error and, in the gateway, a counter.
+//! Every bound of the program, with its reason. Hitting one is a named error and, in the gateway, a
+//! counter.
 
 use std::time::Duration;
 
@@ -55,7 +56,8 @@ const _: () = assert!(PING_BYTES_MAX < CLIENT_PAYLOAD_BYTES_MIN);
 
 /// A client has this long to send a whole request head, or its first four bytes.
 pub const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
-/// After an error that closes, the peer has this long to read it: a close with unread input would reset it away.
+/// After an error that closes, the peer has this long to read it: a close with unread input would
+/// reset it away.
 pub const LINGER_TIMEOUT: Duration = Duration::from_secs(2);
 /// llama-server closes an idle connection after 5.0 s.
 pub const UPSTREAM_IDLE_MAX: Duration = Duration::from_secs(4);

@@ -1,7 +1,7 @@
 //! Where log lines go: to stderr, one write each, `time level module message`.
 //!
-//! What succeeds is counted and not logged. error: someone must act; warn: degraded; info: start, stop and changes of
-//! state; debug: single connections.
+//! What succeeds is counted and not logged. error: someone must act; warn: degraded; info: start,
+//! stop and changes of state; debug: single connections.
 
 use std::io::Write;
 use std::time::{SystemTime, UNIX_EPOCH};

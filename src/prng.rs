@@ -1,6 +1,7 @@
 //! Seeded randomness: the same seed gives the same numbers on every machine. Not for secrets.
 
-/// xoshiro256++ by Blackman and Vigna (prng.di.unimi.it), seeded through SplitMix64 as its authors advise.
+/// xoshiro256++ by Blackman and Vigna (prng.di.unimi.it), seeded through SplitMix64 as its authors
+/// advise.
 #[derive(Clone, Debug)]
 pub struct Prng {
     state: [u64; 4],
@@ -54,7 +55,8 @@ pub fn splitmix64(x: &mut u64) -> u64 {
     z ^ (z >> 31)
 }
 
-/// 64 bits that depend on every byte of `bytes` and on `seed` (FNV-1a, then mixed). Not for adversaries.
+/// 64 bits that depend on every byte of `bytes` and on `seed` (FNV-1a, then mixed). Not for
+/// adversaries.
 pub fn hash(seed: u64, bytes: &[u8]) -> u64 {
     let mut h = 0xcbf2_9ce4_8422_2325 ^ seed;
     for &byte in bytes {

@@ -1,6 +1,8 @@
-//! Random, mutated and re-split inputs through the machines: never a panic or a hang, the same events for any split.
+//! Random, mutated and re-split inputs through the machines: never a panic or a hang, the same
+//! events for any split.
 //!
-//! `CNSE_FUZZ_INPUTS` says how many (200,000), `CNSE_FUZZ_SEED` where to begin; a failure prints the seed of its case.
+//! `CNSE_FUZZ_INPUTS` says how many (200,000), `CNSE_FUZZ_SEED` where to begin; a failure prints
+//! the seed of its case.
 
 use std::fmt::Write as _;
 use std::rc::Rc;
@@ -40,7 +42,8 @@ impl Told {
     }
 }
 
-/// A machine as the fuzzer drives it: a step at the start of the input, how much of it was used, whether it is stuck.
+/// A machine as the fuzzer drives it: a step at the start of the input, how much of it was used,
+/// whether it is stuck.
 trait Machine {
     fn step(&mut self, input: &[u8], told: &mut Told) -> (usize, bool);
 }

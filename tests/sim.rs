@@ -1,5 +1,6 @@
-//! Client and server machines wired as a pair, on a simulated clock: partial reads and writes, little credit, cancels,
-//! stalls, a drain. `CNSE_SIM_SEEDS` says how many runs; a failure prints the seed, and `CNSE_SIM_SEED` replays it.
+//! Client and server machines wired as a pair, on a simulated clock: partial reads and writes,
+//! little credit, cancels, stalls, a drain. `CNSE_SIM_SEEDS` says how many runs; a failure prints
+//! the seed, and `CNSE_SIM_SEED` replays it.
 
 use std::collections::HashMap;
 use std::rc::Rc;
@@ -132,7 +133,8 @@ impl Pair {
         let id = open[self.prng.below(open.len() as u64) as usize];
         let others = open.iter().any(|id| !self.asked[id].reader_stopped);
         let Some(asked) = self.asked.get_mut(&id) else { return };
-        // A reader who has stopped reads on only when nothing else is left, so that others must not need it.
+        // A reader who has stopped reads on only when nothing else is left, so that others must not
+        // need it.
         if asked.reader_stopped && others {
             return;
         }

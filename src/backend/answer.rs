@@ -36,7 +36,8 @@ pub enum Part<'a> {
     Event(SseEvent<'a>),
 }
 
-/// As much of a plain answer is kept as may hold its usage, which stands at its end or, in short ones, anywhere.
+/// As much of a plain answer is kept as may hold its usage, which stands at its end or, in short
+/// ones, anywhere.
 pub const TAIL_BYTES_MAX: usize = 16 << 10;
 
 impl Intake {
@@ -123,7 +124,8 @@ pub fn finish_reason(name: &str) -> FinishReason {
     }
 }
 
-/// The start of a request's body: model, sampling, stop words and what `extra` adds. It is always a stream.
+/// The start of a request's body: model, sampling, stop words and what `extra` adds. It is always a
+/// stream.
 ///
 /// # Errors
 /// `extra` is no JSON object, or sets what the gateway must set.
@@ -187,7 +189,8 @@ struct ErrorMembers {
     n_ctx: Option<Value>,
 }
 
-/// The failure that an answer with a status other than 2xx tells, or an error event (then `status` is its code).
+/// The failure that an answer with a status other than 2xx tells, or an error event (then `status`
+/// is its code).
 pub fn failure(status: u16, body: &[u8]) -> Failure {
     let (error, is_openai) = members(body);
     let message = if error.message.is_empty() {
@@ -196,7 +199,8 @@ pub fn failure(status: u16, body: &[u8]) -> Failure {
         error.message.clone()
     };
     let exceeds_context = error.kind == "exceed_context_size_error";
-    // llama-server's answer to an input over its batch is a 500, but no other backend would take it either.
+    // llama-server's answer to an input over its batch is a 500, but no other backend would take it
+    // either.
     let too_large = status == 500 && message.contains("too large to process");
     let loading =
         status == 503 && (error.kind == "unavailable_error" || message.contains("oading"));
@@ -214,7 +218,8 @@ pub fn failure(status: u16, body: &[u8]) -> Failure {
             more.extend(error.n_prompt_tokens.map(|n| ("n_prompt_tokens".to_owned(), n)));
             more.extend(error.n_ctx.map(|n| ("n_ctx".to_owned(), n)));
             let code = if exceeds_context { "context_length_exceeded" } else { "invalid_request" };
-            // Another server's own body has the form already, and says more than would be made of it here.
+            // Another server's own body has the form already, and says more than would be made of
+            // it here.
             failure.body = if is_openai && !exceeds_context && error.kind != "server_error" {
                 Some(body.to_vec())
             } else {
@@ -227,8 +232,8 @@ pub fn failure(status: u16, body: &[u8]) -> Failure {
     }
 }
 
-/// What a body says of an error, and whether it has OpenAI's form with a code that is a text (llama-server's is a
-/// number, which breaks clients that read it as OpenAI's).
+/// What a body says of an error, and whether it has OpenAI's form with a code that is a text
+/// (llama-server's is a number, which breaks clients that read it as OpenAI's).
 fn members(body: &[u8]) -> (ErrorMembers, bool) {
     let plain = |message: String| (ErrorMembers { message, ..ErrorMembers::default() }, false);
     match serde_json::from_slice::<Value>(body) {

@@ -1,10 +1,10 @@
-//! The upstream engine of one core: it sends an exchange to a backend, reads the answer, and closes the socket at
-//! once when told to.
+//! The upstream engine of one core: it sends an exchange to a backend, reads the answer, and closes
+//! the socket at once when told to.
 //!
-//! One connection carries one exchange at a time. A connection whose answer ended cleanly is kept for the next, for
-//! less long than llama-server keeps it. An exchange on a kept connection that turns out to be dead before any byte
-//! of the answer came is sent once more on a fresh one; every other failure is reported, and whoever submitted it
-//! decides whether to try elsewhere.
+//! One connection carries one exchange at a time. A connection whose answer ended cleanly is kept
+//! for the next, for less long than llama-server keeps it. An exchange on a kept connection that
+//! turns out to be dead before any byte of the answer came is sent once more on a fresh one; every
+//! other failure is reported, and whoever submitted it decides whether to try elsewhere.
 //!
 //! ```text
 //! submit -> Connecting -> Waiting (head, first token) -> Streaming -> Idle -> (next submit)
@@ -51,7 +51,8 @@ pub struct Timeouts {
     pub token: Duration,
 }
 
-/// An exchange with what its head carries besides; kept until the answer starts, in case it must be sent again.
+/// An exchange with what its head carries besides; kept until the answer starts, in case it must be
+/// sent again.
 #[derive(Debug)]
 pub struct Call {
     /// What to send and how to read the answer.
@@ -92,7 +93,8 @@ struct Upstream {
     call: Option<Active>,
     connected: bool,
     readable: bool,
-    /// The poller said that the peer sends no more: behind what is read there is an end, and no further event for it.
+    /// The poller said that the peer sends no more: behind what is read there is an end, and no
+    /// further event for it.
     hangup: bool,
     paused: bool,
     /// It has served a call before this one.
@@ -174,7 +176,8 @@ impl Engine {
         self.upstreams.remove(token);
     }
 
-    /// Reads a paused call again. Its outputs come from the next `turn`, so that this can be called from anywhere.
+    /// Reads a paused call again. Its outputs come from the next `turn`, so that this can be called
+    /// from anywhere.
     #[must_use]
     pub fn resume(&mut self, token: Token) -> bool {
         let Some(upstream) = self.upstreams.get_mut(token) else { return false };
@@ -182,7 +185,8 @@ impl Engine {
         upstream.readable
     }
 
-    /// Handles an event of one of its connections. True: it has more to read, call `read` again soon.
+    /// Handles an event of one of its connections. True: it has more to read, call `read` again
+    /// soon.
     pub fn event(
         &mut self,
         reactor: &mut Reactor,
@@ -317,8 +321,8 @@ impl Engine {
         upstream.call = Some(Active { tag, call, reader, started: false });
         upstream.since = reactor.now;
         upstream.arm(reactor, &self.timeouts, token);
-        // On a connection that stands this is the whole request; on one under way it does nothing, or, on the
-        // loopback, it saves the wait for the event.
+        // On a connection that stands this is the whole request; on one under way it does nothing,
+        // or, on the loopback, it saves the wait for the event.
         upstream.write();
     }
 

@@ -1,9 +1,10 @@
 //! What to say to a backend, and how to read its answer.
 //!
-//! `encode` turns a request into an `Exchange`: what is sent, and the `Reader` of what comes back. A reader is fed
-//! the answer's head, body and end, in any pieces, and tells `Output`s; exactly one of them is the last, `Done` or
-//! `Fail`. What it tells has one of two shapes: `Text` for a prompt or messages, the answer's own body for a path
-//! call. The engine moves the bytes; the built-in backend has no bytes to move and tells the same outputs.
+//! `encode` turns a request into an `Exchange`: what is sent, and the `Reader` of what comes back.
+//! A reader is fed the answer's head, body and end, in any pieces, and tells `Output`s; exactly one
+//! of them is the last, `Done` or `Fail`. What it tells has one of two shapes: `Text` for a prompt
+//! or messages, the answer's own body for a path call. The engine moves the bytes; the built-in
+//! backend has no bytes to move and tells the same outputs.
 
 mod answer;
 pub mod builtin;
@@ -74,7 +75,8 @@ pub enum FailureKind {
     Loading,
     /// The backend's: another may do better.
     Backend,
-    /// There is no connection to the backend: it is taken for down until it answers the health check.
+    /// There is no connection to the backend: it is taken for down until it answers the health
+    /// check.
     Unreachable,
 }
 

@@ -1,8 +1,9 @@
 //! Any server with OpenAI's API: vLLM, TensorRT-LLM, MLX, Ollama, LM Studio and others.
 //!
-//! A path call goes out and comes back unchanged; its events are looked at only where they may hold an error or the
-//! token counts. A prompt or messages are asked for as a stream with usage. Such servers say how many tokens there
-//! were at the end only, so that is when tokens are told: chunks are no tokens, and nothing is guessed.
+//! A path call goes out and comes back unchanged; its events are looked at only where they may hold
+//! an error or the token counts. A prompt or messages are asked for as a stream with usage. Such
+//! servers say how many tokens there were at the end only, so that is when tokens are told: chunks
+//! are no tokens, and nothing is guessed.
 
 use std::borrow::Cow;
 
@@ -210,8 +211,9 @@ impl Reader {
     }
 }
 
-/// Whether an event may hold an error or token counts. A token's event says `"usage":null` or nothing of it, and is
-/// not worth a parse. Text that looks like it, quoted, costs a parse and does no harm.
+/// Whether an event may hold an error or token counts. A token's event says `"usage":null` or
+/// nothing of it, and is not worth a parse. Text that looks like it, quoted, costs a parse and does
+/// no harm.
 fn may_hold_more(data: &[u8]) -> bool {
     contains(data, b"\"usage\":{")
         || contains(data, b"\"usage\": {")

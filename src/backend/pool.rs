@@ -1,13 +1,13 @@
-//! Which backend serves a request, and when: slots, the queue, health, affinity and the breaker. Pure: it is handed
-//! moments and says who may go.
+//! Which backend serves a request, and when: slots, the queue, health, affinity and the breaker.
+//! Pure: it is handed moments and says who may go.
 //!
-//! One core owns the pool, so the order is one order: waiting requests stand by priority, then arrival. A request
-//! goes to the least loaded healthy backend with room for its weight (its number of sequences). One that belongs to
-//! a session waits for the session's backend while that is healthy; what stands behind it may go elsewhere, but not
-//! ahead of it to the same backend.
+//! One core owns the pool, so the order is one order: waiting requests stand by priority, then
+//! arrival. A request goes to the least loaded healthy backend with room for its weight (its number
+//! of sequences). One that belongs to a session waits for the session's backend while that is
+//! healthy; what stands behind it may go elsewhere, but not ahead of it to the same backend.
 //!
-//! Invariants: a backend's granted weight never exceeds its slots while these do not shrink; a ticket is granted or
-//! refused once, or withdrawn.
+//! Invariants: a backend's granted weight never exceeds its slots while these do not shrink; a
+//! ticket is granted or refused once, or withdrawn.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::time::Duration;
@@ -95,7 +95,8 @@ pub enum Health {
 pub enum Outcome {
     /// It served the request.
     Served,
-    /// The request ended for a reason that says nothing of the backend: cancelled, refused as bad, a deadline.
+    /// The request ended for a reason that says nothing of the backend: cancelled, refused as bad,
+    /// a deadline.
     Neutral,
     /// The backend failed: 5xx, a timeout, an answer that broke off.
     Failed,
@@ -142,7 +143,8 @@ struct Waiter {
     since: Instant,
 }
 
-/// Keeps requests from a backend that fails each: closed, open for a while, then one request as a probe.
+/// Keeps requests from a backend that fails each: closed, open for a while, then one request as a
+/// probe.
 #[derive(Debug, Default)]
 struct Breaker {
     failures: u32,
@@ -245,7 +247,8 @@ impl Pool {
         member.health = health;
     }
 
-    /// Grants what can be granted now, in order; call it after a release or a change of health, until None.
+    /// Grants what can be granted now, in order; call it after a release or a change of health,
+    /// until None.
     pub fn next_grant(&mut self, now: Instant) -> Option<Grant> {
         if self.waiting.is_empty() {
             return None;
@@ -331,8 +334,8 @@ impl Pool {
         Some(each.saturating_mul(u32::try_from(position).unwrap_or(u32::MAX)))
     }
 
-    /// The backend for `ask`, of those not `blocked`. When there is none, those it waits for are blocked for whoever
-    /// stands behind it.
+    /// The backend for `ask`, of those not `blocked`. When there is none, those it waits for are
+    /// blocked for whoever stands behind it.
     fn choose(&self, now: Instant, ask: &Ask, blocked: &mut [bool]) -> Option<usize> {
         let usable = |i: usize| {
             let member = &self.members[i];
@@ -342,8 +345,8 @@ impl Pool {
         let fresh: Vec<usize> = healthy.iter().copied().filter(|&i| ask.avoid != Some(i)).collect();
         let mut candidates = if fresh.is_empty() { healthy } else { fresh };
         if let Some(session) = ask.session {
-            // Rendezvous hashing (Thaler and Ravishankar, 1998): a backend that comes or goes moves only its own
-            // sessions.
+            // Rendezvous hashing (Thaler and Ravishankar, 1998): a backend that comes or goes moves
+            // only its own sessions.
             let score = |&i: &usize| prng::hash(session, self.members[i].name.as_bytes());
             candidates = candidates.iter().copied().max_by_key(score).into_iter().collect();
         }

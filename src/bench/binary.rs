@@ -1,4 +1,5 @@
-//! One binary connection of a load generator: its socket, its machine, and the requests that are open on it.
+//! One binary connection of a load generator: its socket, its machine, and the requests that are
+//! open on it.
 
 use std::io;
 use std::net::{IpAddr, SocketAddr, TcpStream};

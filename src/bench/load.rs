@@ -1,8 +1,9 @@
 //! The load generator: so many requests, so many at once or so many a second, over either protocol.
 //!
-//! Closed loop: the next request starts when one ends. Open loop (`rate`): the moments at which requests should start
-//! are fixed beforehand, and times count from them, also when the request had to wait for a free connection; so a
-//! server that stalls cannot hide it by slowing the generator (coordinated omission).
+//! Closed loop: the next request starts when one ends. Open loop (`rate`): the moments at which
+//! requests should start are fixed beforehand, and times count from them, also when the request had
+//! to wait for a free connection; so a server that stalls cannot hide it by slowing the generator
+//! (coordinated omission).
 
 use std::collections::VecDeque;
 use std::rc::Rc;
@@ -113,7 +114,8 @@ impl Recorder<'_> {
 /// Does a run.
 ///
 /// # Errors
-/// It could not be done at all: no connection, or no descriptor. Requests that fail are in the report.
+/// It could not be done at all: no connection, or no descriptor. Requests that fail are in the
+/// report.
 pub fn run(plan: &Plan<'_>, watcher: &mut dyn Watcher) -> Result<Report, String> {
     let reactor = Reactor::open(MonotonicClock::new()).map_err(|error| error.to_string())?;
     let now = reactor.now;
@@ -531,8 +533,8 @@ impl Load<'_, '_> {
         }
     }
 
-    /// A connection broke: its requests have failed. The run cannot go on without any, and need not where the server
-    /// never said a word.
+    /// A connection broke: its requests have failed. The run cannot go on without any, and need not
+    /// where the server never said a word.
     fn lost(&mut self, token: Token, reason: &str) {
         let Some(connection) = self.connections.remove(token) else { return };
         self.places.retain(|place| *place != token);

@@ -47,7 +47,8 @@ impl Durations {
         enough.then(|| self.histogram.value_at_quantile(percentile / 100.0) as f64 / 1e3)
     }
 
-    /// In milliseconds: `n`, `mean`, `min`, percentiles (null where there are too few samples), `max`.
+    /// In milliseconds: `n`, `mean`, `min`, percentiles (null where there are too few samples),
+    /// `max`.
     pub fn to_json(&self) -> Value {
         let ms = |us: f64| if self.count() == 0 { Value::Null } else { json!(us / 1e3) };
         let mut object = Map::new();

@@ -1,7 +1,8 @@
 //! Flags: one table a subcommand, which parsing and help both read, and the types that values have.
 //!
-//! Long flags only, `--name value` or `--name=value`; `_` and `-` in a name are the same. What stands twice is an
-//! error unless the table says that it is a list. An unknown flag is answered with the nearest that there is.
+//! Long flags only, `--name value` or `--name=value`; `_` and `-` in a name are the same. What
+//! stands twice is an error unless the table says that it is a list. An unknown flag is answered
+//! with the nearest that there is.
 
 use std::ffi::OsString;
 use std::fmt::Display;

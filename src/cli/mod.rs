@@ -1,6 +1,7 @@
 //! The command line: which subcommand, its flags, and what becomes of its result.
 //!
-//! Exit codes: 0 done, 1 failed, 2 the command line is wrong. Results go to stdout, everything else to stderr.
+//! Exit codes: 0 done, 1 failed, 2 the command line is wrong. Results go to stdout, everything else
+//! to stderr.
 
 mod client;
 mod flags;

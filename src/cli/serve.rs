@@ -92,7 +92,8 @@ pub const FLAGS: &[Flag] = &[
     Flag::new("log", "LEVEL", "error, warn, info or debug (info)"),
 ];
 
-/// What an openai backend takes at once when nothing is said: such servers have queues of their own.
+/// What an openai backend takes at once when nothing is said: such servers have queues of their
+/// own.
 const OPENAI_INFLIGHT: u32 = 1024;
 /// Descriptors that are not for clients: backends' connections, epolls, timers, logs.
 const RESERVED_DESCRIPTORS: u64 = 256;
@@ -357,7 +358,8 @@ mod tests {
             (&["--queue-timeout", "5"], "--queue-timeout 5: it needs a unit: us, ms, s, m"),
             (
                 &["--sim-itl", "lognormal:5ms"],
-                "--sim-itl lognormal:5ms: lognormal needs a mean and a sigma, as in lognormal:20ms,0.5",
+                "--sim-itl lognormal:5ms: lognormal needs a mean and a sigma, as in \
+                 lognormal:20ms,0.5",
             ),
             (
                 &["--inflight", "4"],

@@ -1,7 +1,8 @@
 //! How a request gets a place at a backend, from any core.
 //!
-//! Core 0 owns the pool. Its own requests ask it directly; those of other cores ask in messages, and are answered in
-//! messages. A grant for a request that has meanwhile gone is given back at once.
+//! Core 0 owns the pool. Its own requests ask it directly; those of other cores ask in messages,
+//! and are answered in messages. A grant for a request that has meanwhile gone is given back at
+//! once.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -15,7 +16,8 @@ use crate::wire::frame::ErrorCode;
 
 /// The core that owns the pool.
 pub const OWNER: usize = 0;
-/// How often the owner looks for requests that have waited too long, and tells those that wait where they stand.
+/// How often the owner looks for requests that have waited too long, and tells those that wait
+/// where they stand.
 pub const TICK: Duration = Duration::from_millis(250);
 
 /// What cores, the prober and the main thread tell each other.

@@ -25,7 +25,8 @@ pub struct Connection {
     pub ended: bool,
     /// It waits to be flushed at the end of the turn.
     pub is_dirty: bool,
-    /// All that is pending goes out, then what the peer still sends is read over until it closes or this passes.
+    /// All that is pending goes out, then what the peer still sends is read over until it closes or
+    /// this passes.
     pub lingering: Option<Instant>,
     /// Since when it has owed a whole head.
     pub head_since: Instant,

@@ -1,7 +1,8 @@
-//! The clients' side of a core: its connections and requests, and what an output of a backend means for them.
+//! The clients' side of a core: its connections and requests, and what an output of a backend means
+//! for them.
 //!
-//! Nothing here touches a backend or the pool: what is to be done there is left as a `Command`, which the worker
-//! carries out once the engine or the job that is talking has finished talking.
+//! Nothing here touches a backend or the pool: what is to be done there is left as a `Command`,
+//! which the worker carries out once the engine or the job that is talking has finished talking.
 
 use std::collections::VecDeque;
 use std::rc::Rc;
@@ -64,7 +65,8 @@ pub struct Front {
     pub backends: u32,
 }
 
-/// An answer that is not streamed is held back up to here, so that a backend's failure can still be told by a status.
+/// An answer that is not streamed is held back up to here, so that a backend's failure can still be
+/// told by a status.
 const WHOLE_BODY_BYTES_MAX: usize = 1 << 20;
 /// Tries of one request.
 const TRIES_MAX: u32 = 3;
@@ -233,7 +235,8 @@ impl Front {
         request.tries += u32::from(failure.kind != FailureKind::Loading);
         let elsewhere = match failure.kind {
             FailureKind::Request => false,
-            // A backend that comes back within the pool's patience costs its clients a wait and nothing else.
+            // A backend that comes back within the pool's patience costs its clients a wait and
+            // nothing else.
             FailureKind::Loading | FailureKind::Unreachable => true,
             FailureKind::Backend => request.tries < self.backends,
         };
@@ -446,7 +449,8 @@ impl Front {
     }
 }
 
-/// What a binary client is told of a failure: of a path call the body that an HTTP client would get.
+/// What a binary client is told of a failure: of a path call the body that an HTTP client would
+/// get.
 pub fn stream_message(failure: &Failure, raw: bool) -> String {
     if raw && failure.kind == FailureKind::Request {
         String::from_utf8_lossy(&failure.http_body()).into_owned()

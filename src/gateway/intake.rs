@@ -37,8 +37,8 @@ impl Worker {
     /// Reads what a connection has ready, once. True: there may be more.
     pub(super) fn read_connection(&mut self, token: Token) -> bool {
         let Some(connection) = self.front.connections.get_mut(token) else { return false };
-        // While an answer is under way, what a client sends ahead is left in the socket; that it closed is told by
-        // the poller all the same.
+        // While an answer is under way, what a client sends ahead is left in the socket; that it
+        // closed is told by the poller all the same.
         let answering =
             matches!(&connection.protocol, Protocol::Http(http) if http.server.is_answering());
         let may_read = connection.lingering.is_some() || !answering || connection.held.is_empty();

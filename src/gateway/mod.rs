@@ -1,9 +1,10 @@
 //! The gateway: one worker a core, each with its own epoll and its own listener on the shared port.
 //!
-//! A connection lives on one core, and so does everything about its requests: the engine's connection to the
-//! backend, or the built-in backend's job. Cores meet at one point: the pool of backends with its queue belongs to
-//! core 0 (`admission`), so that the order is one order and the slots are counted once. Names are resolved and
-//! health is asked for on a thread of their own (`prober`), signals are awaited on the main thread.
+//! A connection lives on one core, and so does everything about its requests: the engine's
+//! connection to the backend, or the built-in backend's job. Cores meet at one point: the pool of
+//! backends with its queue belongs to core 0 (`admission`), so that the order is one order and the
+//! slots are counted once. Names are resolved and health is asked for on a thread of their own
+//! (`prober`), signals are awaited on the main thread.
 
 mod admission;
 mod connection;

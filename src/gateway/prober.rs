@@ -1,7 +1,8 @@
 //! Finds out where backends are and how they do, on a thread of its own, where it may block.
 //!
-//! llama-server is asked for `/health`, which it answers at once however busy it is, and, when that turns good, for
-//! its slots in `/props`. Of another server any answer to `/v1/models` says that it is up.
+//! llama-server is asked for `/health`, which it answers at once however busy it is, and, when that
+//! turns good, for its slots in `/props`. Of another server any answer to `/v1/models` says that it
+//! is up.
 
 use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpStream, ToSocketAddrs};
@@ -84,7 +85,8 @@ impl Prober {
     }
 
     fn resolve(&self) -> io::Result<SocketAddr> {
-        // The first address that can be connected to is not looked for: a model server with two is set up wrongly.
+        // The first address that can be connected to is not looked for: a model server with two is
+        // set up wrongly.
         let mut addresses = self.target.authority.to_socket_addrs()?;
         let none = || io::Error::new(io::ErrorKind::NotFound, "the name has no address");
         addresses.next().ok_or_else(none)

@@ -47,7 +47,8 @@ impl fmt::Display for Error {
 
 impl std::error::Error for Error {}
 
-/// Runs the gateway until SIGTERM or SIGINT has drained it. `ready` is told the address once it is listening.
+/// Runs the gateway until SIGTERM or SIGINT has drained it. `ready` is told the address once it is
+/// listening.
 ///
 /// # Errors
 /// It could not be set up.
@@ -122,7 +123,8 @@ fn start_prober(config: &Config, mut port: Port<Message>) -> io::Result<()> {
             }
             let look = prober.look();
             *next = Instant::now() + look.again;
-            // What has not changed is told too: a core may have found a backend unreachable that is up.
+            // What has not changed is told too: a core may have found a backend unreachable that is
+            // up.
             for core in 0..threads {
                 let (health, address) = (look.health.clone(), look.address);
                 port.send(core, Message::Health { backend, health, address });
@@ -135,8 +137,8 @@ fn start_prober(config: &Config, mut port: Port<Message>) -> io::Result<()> {
     thread::Builder::new().name("cnse-prober".to_owned()).spawn(body).map(drop)
 }
 
-/// Starts the thread that waits for SIGTERM and SIGINT. The first drains; the second, or the end of the drain's time,
-/// ends the process with whatever is under way.
+/// Starts the thread that waits for SIGTERM and SIGINT. The first drains; the second, or the end of
+/// the drain's time, ends the process with whatever is under way.
 fn start_signals(config: &Config, mut port: Port<Message>, signals: SignalFd) -> io::Result<()> {
     let (threads, limit) = (config.threads, config.drain_timeout);
     let body = move || {

@@ -178,10 +178,12 @@ impl Worker {
         }
     }
 
-    /// Lets tokens gather before they are looked at, while they come so fast that each would cost a wake-up.
+    /// Lets tokens gather before they are looked at, while they come so fast that each would cost a
+    /// wake-up.
     ///
-    /// Waking up costs about as much as passing a token on. So with many streams, when nothing but tokens came, twice
-    /// within `--coalesce`, the next look is that much later, as network cards do with their interrupts.
+    /// Waking up costs about as much as passing a token on. So with many streams, when nothing but
+    /// tokens came, twice within `--coalesce`, the next look is that much later, as network cards
+    /// do with their interrupts.
     fn gather_tokens(&mut self) {
         let coalesce = self.front.config.coalesce;
         let Source::Remote(_, engine) = &self.source else { return };
@@ -383,8 +385,8 @@ impl Worker {
         self.front.close(token);
     }
 
-    /// Closes a connection that has said all it had to say: at once if its peer is done too, else once the peer has
-    /// had time to read it.
+    /// Closes a connection that has said all it had to say: at once if its peer is done too, else
+    /// once the peer has had time to read it.
     pub(super) fn close_if_done(&mut self, token: Token) {
         let draining = self.draining;
         let Some(connection) = self.front.connections.get_mut(token) else { return };
@@ -525,7 +527,8 @@ impl Worker {
         let Some(request) = self.front.requests.get_mut(token) else { return };
         let Work::Job(slot) = &mut request.work else { return };
         let Some(mut job) = slot.take() else { return };
-        // Delays count from when the last one was due, so that a late timer does not slow the whole answer.
+        // Delays count from when the last one was due, so that a late timer does not slow the whole
+        // answer.
         let due = if request.step_at == Instant::FAR { now } else { request.step_at };
         let room = self.front.room(token);
         let front = &mut self.front;
@@ -583,7 +586,8 @@ impl Worker {
         let stall = self.front.stalled_since(token).map(|since| (since, stall_timeout));
         let Some(request) = self.front.requests.get_mut(token) else { return };
         let next = request.next_timer(stall, keepalive);
-        // While nothing is stalled a stall may begin at any moment, and is looked for at its earliest end.
+        // While nothing is stalled a stall may begin at any moment, and is looked for at its
+        // earliest end.
         let next = next.min(self.reactor.now + stall_timeout);
         if next < request.timer_at {
             request.timer_at = next;

@@ -1,5 +1,5 @@
-//! Counters of one core. Only that core writes, so an addition is a load and a store, without a locked instruction;
-//! a reader on another core sees a value that is a moment old.
+//! Counters of one core. Only that core writes, so an addition is a load and a store, without a
+//! locked instruction; a reader on another core sees a value that is a moment old.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 

@@ -1,4 +1,5 @@
-//! The text format 0.0.4 that Prometheus scrapes (prometheus.io/docs/instrumenting/exposition_formats).
+//! The text format 0.0.4 that Prometheus scrapes
+//! (prometheus.io/docs/instrumenting/exposition_formats).
 
 use std::fmt::Write;
 

@@ -1,8 +1,8 @@
 //! How cores talk: a bounded ring for each ordered pair, and a waker for each core. No locks.
 //!
-//! A full ring holds nobody up: what does not fit waits in the sender's own overflow, in order, and goes out when
-//! the sender next flushes. So the bound is on what is shared; what overflows is bounded by what the cores may have
-//! open, since every message speaks of a request.
+//! A full ring holds nobody up: what does not fit waits in the sender's own overflow, in order, and
+//! goes out when the sender next flushes. So the bound is on what is shared; what overflows is
+//! bounded by what the cores may have open, since every message speaks of a request.
 
 use std::collections::VecDeque;
 use std::io;
@@ -82,7 +82,8 @@ impl<M> Port<M> {
         }
     }
 
-    /// Moves on what had overflowed and wakes whom something was sent. False: some is left, flush again soon.
+    /// Moves on what had overflowed and wakes whom something was sent. False: some is left, flush
+    /// again soon.
     pub fn flush(&mut self) -> bool {
         let mut done = true;
         for outbound in &mut self.outbound {

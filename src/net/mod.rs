@@ -1,7 +1,8 @@
-//! The only place with file descriptors: an epoll poller, non-blocking TCP, timers, slabs and the mesh between cores.
-//! It knows no protocol.
+//! The only place with file descriptors: an epoll poller, non-blocking TCP, timers, slabs and the
+//! mesh between cores. It knows no protocol.
 //!
-//! A loop's turn is: wait, read (with a budget for each connection), step the machines, flush, fire timers.
+//! A loop's turn is: wait, read (with a budget for each connection), step the machines, flush, fire
+//! timers.
 
 pub mod heap;
 pub mod mesh;

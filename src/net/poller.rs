@@ -1,9 +1,10 @@
 //! Epoll, edge-triggered.
 //!
-//! Why edges: each socket is registered once, for everything, and never touched again, so a request costs no
-//! `epoll_ctl`. The price is the usual one: after an event its owner reads until a short read or `WouldBlock`, or
-//! remembers that it has not (the gateway's ready list). Waiting ends to the microsecond through a timerfd, because
-//! `epoll_wait` itself rounds to milliseconds; the timerfd is set only when the nearest moment changed.
+//! Why edges: each socket is registered once, for everything, and never touched again, so a request
+//! costs no `epoll_ctl`. The price is the usual one: after an event its owner reads until a short
+//! read or `WouldBlock`, or remembers that it has not (the gateway's ready list). Waiting ends to
+//! the microsecond through a timerfd, because `epoll_wait` itself rounds to milliseconds; the
+//! timerfd is set only when the nearest moment changed.
 
 use std::io;
 use std::os::fd::AsFd;
@@ -50,7 +51,8 @@ impl Poller {
     /// # Errors
     /// The process has no descriptor left.
     pub fn open() -> io::Result<Poller> {
-        // The kernel's default lets a sleep end 50 us late. Failing to lower it costs accuracy only.
+        // The kernel's default lets a sleep end 50 us late. Failing to lower it costs accuracy
+        // only.
         let _ = nix::sys::prctl::set_timerslack(1_000);
         let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
         let flags = TimerFlags::TFD_NONBLOCK | TimerFlags::TFD_CLOEXEC;
@@ -72,7 +74,8 @@ impl Poller {
         Ok(self.epoll.add(fd, EpollEvent::new(flags, token.0))?)
     }
 
-    /// Waits until something happens, or until `until` (None: for ever); `until <= now` does not wait.
+    /// Waits until something happens, or until `until` (None: for ever); `until <= now` does not
+    /// wait.
     ///
     /// # Errors
     /// Only a fault of the program.
@@ -116,8 +119,8 @@ impl Poller {
         Some((Token(event.data()), readiness))
     }
 
-    /// Lets the timer end a wait at `at` or before: one that is set to an earlier moment is left, since the wait
-    /// that it ends for nothing costs less than setting it each time.
+    /// Lets the timer end a wait at `at` or before: one that is set to an earlier moment is left,
+    /// since the wait that it ends for nothing costs less than setting it each time.
     fn arm(&mut self, now: Instant, at: Instant) -> io::Result<()> {
         if self.armed <= at && self.armed > now {
             return Ok(());

@@ -1,4 +1,5 @@
-//! What a core's loop stands on: its poller, its timers, its clock and one buffer that all reads share.
+//! What a core's loop stands on: its poller, its timers, its clock and one buffer that all reads
+//! share.
 
 use std::io;
 
@@ -20,7 +21,8 @@ pub struct Reactor {
     clock: MonotonicClock,
 }
 
-/// One read takes this much at most: the most that a loopback connection has ready under load, and it fits the L2.
+/// One read takes this much at most: the most that a loopback connection has ready under load, and
+/// it fits the L2.
 const SCRATCH_BYTES: usize = 64 << 10;
 
 impl Reactor {

@@ -2,8 +2,8 @@
 
 /// Names one value of one kind: `kind: 4 bits | generation: 36 bits | index: 24 bits`.
 ///
-/// The generation counts insertions, so that an event, a timer or a message that outlived its subject is
-/// recognised: it would take 2^36 insertions between the two to confuse them.
+/// The generation counts insertions, so that an event, a timer or a message that outlived its
+/// subject is recognised: it would take 2^36 insertions between the two to confuse them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Token(pub u64);
 
@@ -31,7 +31,8 @@ impl Token {
     }
 }
 
-/// Values by token. Slots are reused last in, first out, and given back once most of them stand empty.
+/// Values by token. Slots are reused last in, first out, and given back once most of them stand
+/// empty.
 #[derive(Debug)]
 pub struct Slab<T> {
     kind: u8,

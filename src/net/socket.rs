@@ -1,5 +1,5 @@
-//! Non-blocking TCP: listeners that share a port, connections that are under way, reads and writes that say what
-//! happened.
+//! Non-blocking TCP: listeners that share a port, connections that are under way, reads and writes
+//! that say what happened.
 
 use std::io::{self, Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
@@ -46,8 +46,8 @@ pub fn listen(address: SocketAddr, share: bool) -> io::Result<TcpListener> {
 
 /// Listeners for `count` cores on one port. Port 0 takes a free one.
 ///
-/// A port that another server holds is refused even if that server would share it: two gateways on one port, each
-/// with a share of the connections, is never what was meant.
+/// A port that another server holds is refused even if that server would share it: two gateways on
+/// one port, each with a share of the connections, is never what was meant.
 ///
 /// # Errors
 /// The address is not this machine's, or is in use.
@@ -64,8 +64,8 @@ pub fn listen_shared(address: SocketAddr, count: usize) -> io::Result<Vec<TcpLis
     Ok(listeners)
 }
 
-/// Starts to connect to `address`, from `source` if given. The socket turns writable when the attempt has ended;
-/// `TcpStream::take_error` then tells how.
+/// Starts to connect to `address`, from `source` if given. The socket turns writable when the
+/// attempt has ended; `TcpStream::take_error` then tells how.
 ///
 /// # Errors
 /// The attempt failed at once: no route, no descriptor or no port left.
@@ -73,8 +73,8 @@ pub fn connect(address: SocketAddr, source: Option<IpAddr>) -> io::Result<TcpStr
     let fd = open(address)?;
     setsockopt(&fd, sockopt::TcpNoDelay, &true)?;
     if let Some(source) = source {
-        // The port is chosen at connect, so that one source address serves as many connections as it has ports
-        // for each destination, not in all.
+        // The port is chosen at connect, so that one source address serves as many connections as
+        // it has ports for each destination, not in all.
         setsockopt(&fd, sockopt::IpBindAddressNoPort, &true)?;
         bind(fd.as_raw_fd(), &SockaddrStorage::from(SocketAddr::new(source, 0)))?;
     }
@@ -84,8 +84,8 @@ pub fn connect(address: SocketAddr, source: Option<IpAddr>) -> io::Result<TcpStr
     }
 }
 
-/// Prepares an accepted connection: non-blocking, no delay of small writes (Nagle's algorithm with delayed ACKs
-/// holds a token back for 43 ms), and probes that find a peer who vanished.
+/// Prepares an accepted connection: non-blocking, no delay of small writes (Nagle's algorithm with
+/// delayed ACKs holds a token back for 43 ms), and probes that find a peer who vanished.
 ///
 /// # Errors
 /// The peer is gone already.

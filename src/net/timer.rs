@@ -1,8 +1,8 @@
 //! Timers: a heap of moments and what they are for.
 //!
-//! Nothing is ever taken out early. Whoever set a timer looks, when it fires, whether its moment still stands; who
-//! has many deadlines that keep moving sets one timer for the nearest and sets it anew when it fires. That makes a
-//! deadline that moves with every token free.
+//! Nothing is ever taken out early. Whoever set a timer looks, when it fires, whether its moment
+//! still stands; who has many deadlines that keep moving sets one timer for the nearest and sets it
+//! anew when it fires. That makes a deadline that moves with every token free.
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;

@@ -34,12 +34,14 @@ impl Waker {
         if self.shared.pending.swap(true, Ordering::AcqRel) {
             return;
         }
-        // The counter cannot be full, since one write happens per look; and were it, the thread would be awake.
+        // The counter cannot be full, since one write happens per look; and were it, the thread
+        // would be awake.
         let _ = self.shared.fd.write(1);
     }
 
-    /// Called by the thread that was woken, before it looks at what there is: whatever comes later wakes it again.
-    /// The eventfd is not read: the poller is edge-triggered, and each write is an edge.
+    /// Called by the thread that was woken, before it looks at what there is: whatever comes later
+    /// wakes it again. The eventfd is not read: the poller is edge-triggered, and each write is an
+    /// edge.
     pub fn looking(&self) {
         // A swap, not a store: it reads what the sender wrote, and so sees what was sent before.
         self.shared.pending.swap(false, Ordering::AcqRel);

@@ -1,4 +1,5 @@
-//! The client's end of a binary connection. It frames and unframes; which requests are open is its caller's to know.
+//! The client's end of a binary connection. It frames and unframes; which requests are open is its
+//! caller's to know.
 
 use std::borrow::Cow;
 

@@ -1,8 +1,9 @@
-//! The server's end of a binary connection: who may ask, what is open, and how much text may go out.
+//! The server's end of a binary connection: who may ask, what is open, and how much text may go
+//! out.
 //!
-//! Each open request holds its credit and the text that waits for it. Text goes straight into the output when
-//! nothing waits and credit is there; otherwise it waits in its request's own buffer, so that a slow reader of one
-//! request holds back nothing else.
+//! Each open request holds its credit and the text that waits for it. Text goes straight into the
+//! output when nothing waits and credit is there; otherwise it waits in its request's own buffer,
+//! so that a slow reader of one request holds back nothing else.
 //!
 //! ```text
 //! request:  (INFER) -> open --finish--> ending --credit--> DONE
@@ -39,7 +40,8 @@ pub type Stream = u16;
 /// What a peer's bytes, or the room in the socket, brought about.
 #[derive(Clone, Debug, PartialEq)]
 pub enum ServerEvent<'i> {
-    /// A request was opened. It is answered through `set_tag` and later `finish`, or at once through `fail`.
+    /// A request was opened. It is answered through `set_tag` and later `finish`, or at once
+    /// through `fail`.
     Infer {
         /// Its place here.
         stream: Stream,
@@ -161,7 +163,8 @@ impl BinaryServer {
         result
     }
 
-    /// Whether the next frame waits until PONGs are sent. A peer for whom that stays so after a write is closed.
+    /// Whether the next frame waits until PONGs are sent. A peer for whom that stays so after a
+    /// write is closed.
     pub fn is_choked(&self) -> bool {
         self.choked
     }
@@ -278,8 +281,9 @@ impl BinaryServer {
         }
         self.congested = false;
         for stream in 0..self.streams.len() {
-            // A request that fills the room again sets `congested`, and the next one is then left for later: who
-            // comes first in the table goes first, which is fair enough for one peer's own requests.
+            // A request that fills the room again sets `congested`, and the next one is then left
+            // for later: who comes first in the table goes first, which is fair enough for one
+            // peer's own requests.
             let event = self.pump(stream as Stream, now);
             if event.is_some() {
                 self.congested = true;
@@ -296,7 +300,8 @@ impl BinaryServer {
         }
     }
 
-    /// Text of a request, and the tokens that end in it. Text that is not of a path call is UTF-8, whole characters.
+    /// Text of a request, and the tokens that end in it. Text that is not of a path call is UTF-8,
+    /// whole characters.
     pub fn text(&mut self, stream: Stream, now: Instant, bytes: &[u8], tokens: u32) -> Flow {
         let room = self.bounds();
         let Some(open) = self.streams.get_mut(stream as usize).and_then(Option::as_mut) else {
@@ -307,7 +312,8 @@ impl BinaryServer {
         flow
     }
 
-    /// The request's good end. True: its DONE is queued and it is over; false: it waits for credit, `Finished` follows.
+    /// The request's good end. True: its DONE is queued and it is over; false: it waits for credit,
+    /// `Finished` follows.
     pub fn finish(&mut self, stream: Stream, now: Instant, finish: Finish) -> bool {
         let Some(open) = self.stream_mut(stream) else { return true };
         open.finish = Some(finish);

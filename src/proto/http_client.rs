@@ -99,8 +99,8 @@ impl HttpClient {
         self.out.advance(count);
     }
 
-    /// Takes a step at the start of `input`. Bytes that come while nothing is asked are an error: they would be
-    /// taken for the next response.
+    /// Takes a step at the start of `input`. Bytes that come while nothing is asked are an error:
+    /// they would be taken for the next response.
     ///
     /// # Errors
     /// The response is malformed or over a limit.
@@ -135,7 +135,8 @@ impl HttpClient {
         }
     }
 
-    /// The peer has closed. The end of a response that ends with the connection; None if nothing was asked.
+    /// The peer has closed. The end of a response that ends with the connection; None if nothing
+    /// was asked.
     ///
     /// # Errors
     /// A response was under way.

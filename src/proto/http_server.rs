@@ -1,5 +1,5 @@
-//! The server's end of an HTTP/1.1 connection: requests are answered one at a time, in order; what a client sends
-//! ahead waits, unread, until the answer before it is complete.
+//! The server's end of an HTTP/1.1 connection: requests are answered one at a time, in order; what
+//! a client sends ahead waits, unread, until the answer before it is complete.
 //!
 //! ```text
 //! Head --head--> Body | Chunked --end--> Answering --respond / end--> Head
@@ -81,8 +81,8 @@ impl HttpServer {
         }
     }
 
-    /// Takes a step at the start of `input`. After an error the caller answers with its status; the connection
-    /// closes behind that.
+    /// Takes a step at the start of `input`. After an error the caller answers with its status; the
+    /// connection closes behind that.
     ///
     /// # Errors
     /// The request is malformed or over a limit.
@@ -156,8 +156,8 @@ impl HttpServer {
         Ok(Step::event(len, HttpEvent::Request(head)))
     }
 
-    /// Answers with a whole body. Before the request is whole, this ends the connection as well: the rest of the
-    /// request would be taken for the next.
+    /// Answers with a whole body. Before the request is whole, this ends the connection as well:
+    /// the rest of the request would be taken for the next.
     pub fn respond(&mut self, status: u16, headers: &[(&str, &str)], body: &[u8]) {
         self.begin(status, headers);
         let out = self.out.tail();
@@ -171,7 +171,8 @@ impl HttpServer {
         self.complete();
     }
 
-    /// Begins an answer whose body comes in parts: in chunks, or for HTTP/1.0 until the connection closes.
+    /// Begins an answer whose body comes in parts: in chunks, or for HTTP/1.0 until the connection
+    /// closes.
     pub fn respond_stream(&mut self, status: u16, headers: &[(&str, &str)]) {
         if self.http10 {
             self.keep_alive = false;
@@ -206,8 +207,8 @@ impl HttpServer {
         self.complete();
     }
 
-    /// Ends an answer so that its reader sees that it is not whole: without the last chunk, and the connection
-    /// closes.
+    /// Ends an answer so that its reader sees that it is not whole: without the last chunk, and the
+    /// connection closes.
     pub fn abort(&mut self) {
         self.answer = Answer::None;
         self.state = State::Closing;
@@ -280,7 +281,8 @@ impl HttpServer {
 mod tests {
     use super::*;
 
-    /// Feeds `parts` to a server that answers each request with its own body; the requests, and all that was sent.
+    /// Feeds `parts` to a server that answers each request with its own body; the requests, and all
+    /// that was sent.
     fn run(parts: &[&[u8]]) -> Result<(Vec<String>, String), HttpError> {
         let (mut server, mut input, mut requests) = (HttpServer::new(), Vec::new(), Vec::new());
         let (mut target, mut body) = (String::new(), Vec::new());

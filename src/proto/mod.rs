@@ -1,8 +1,10 @@
-//! Connection machines without I/O, for both ends of both protocols: bytes and moments in, events and bytes out.
+//! Connection machines without I/O, for both ends of both protocols: bytes and moments in, events
+//! and bytes out.
 //!
-//! Every machine is fed in steps: `receive` looks at the start of the input and says how much of it is used up and
-//! what that was. Its caller calls again with the rest until nothing is consumed and nothing happened; what is left
-//! then is presented again with more behind it. Events borrow from the input, so text is not copied on its way.
+//! Every machine is fed in steps: `receive` looks at the start of the input and says how much of it
+//! is used up and what that was. Its caller calls again with the rest until nothing is consumed and
+//! nothing happened; what is left then is presented again with more behind it. Events borrow from
+//! the input, so text is not copied on its way.
 
 pub mod binary_client;
 pub mod binary_server;
@@ -39,8 +41,9 @@ impl<E> Step<E> {
     }
 }
 
-/// The length of the head at the start of `input`, its blank line included. `scanned` says how much was looked at
-/// before, so that a head that comes in single bytes costs no more than one that comes whole.
+/// The length of the head at the start of `input`, its blank line included. `scanned` says how much
+/// was looked at before, so that a head that comes in single bytes costs no more than one that
+/// comes whole.
 fn head_end(input: &[u8], scanned: &mut usize) -> Result<Option<usize>, HttpError> {
     let from = scanned.saturating_sub(3);
     let window = &input[..input.len().min(HTTP_HEAD_BYTES_MAX)];

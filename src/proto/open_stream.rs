@@ -1,6 +1,7 @@
 //! One open request of a binary connection: its credit, and the text that waits for it.
 //!
-//! Invariant: `waiting` and `pieces` describe the same bytes: the lengths of the pieces add up to what waits.
+//! Invariant: `waiting` and `pieces` describe the same bytes: the lengths of the pieces add up to
+//! what waits.
 
 use std::collections::VecDeque;
 
@@ -139,7 +140,8 @@ impl OpenStream {
         }
     }
 
-    /// Moves what credit, the client's payload limit and the output allow. True: it was full and has room again.
+    /// Moves what credit, the client's payload limit and the output allow. True: it was full and
+    /// has room again.
     pub fn pump(&mut self, now: Instant, room: &Room, out: &mut OutBuffer) -> bool {
         while !self.waiting.is_empty() && out.len() < room.high {
             let allowed = self.credit.min(room.payload_max) as usize;
@@ -195,7 +197,8 @@ impl OpenStream {
         len
     }
 
-    /// Takes `bytes` off the pieces: the tokens that end within them, those without text of their own included.
+    /// Takes `bytes` off the pieces: the tokens that end within them, those without text of their
+    /// own included.
     fn take_tokens(&mut self, bytes: usize) -> u32 {
         let (mut left, mut sum) = (bytes as u64, 0u32);
         while let Some((len, tokens)) = self.pieces.front_mut() {

@@ -25,7 +25,8 @@ pub fn encode_chunk(out: &mut Vec<u8>, bytes: &[u8]) {
     out.extend_from_slice(b"\r\n");
 }
 
-/// Takes a chunked body apart (RFC 9112, section 7.1). Extensions and trailers are read over, bounded.
+/// Takes a chunked body apart (RFC 9112, section 7.1). Extensions and trailers are read over,
+/// bounded.
 #[derive(Clone, Copy, Debug)]
 pub struct ChunkDecoder {
     state: ChunkState,
@@ -94,7 +95,8 @@ impl ChunkDecoder {
                     return Ok((take, Piece::Data(&input[..take])));
                 }
                 self.state = ChunkState::DataEnd;
-                // The CRLF behind the data is taken along when it is there: a step less for each chunk.
+                // The CRLF behind the data is taken along when it is there: a step less for each
+                // chunk.
                 let mut used = take;
                 if input[take..].starts_with(b"\r\n") {
                     self.state = ChunkState::Size;

@@ -1,4 +1,5 @@
-//! Frames of the binary protocol: a header of 32 bytes and a payload (`protocol.md` beside this file).
+//! Frames of the binary protocol: a header of 32 bytes and a payload (`protocol.md` beside this
+//! file).
 //!
 //! ```text
 //! 0      4   5    6     8            16            20    24            28             32
@@ -122,9 +123,9 @@ impl fmt::Display for FrameError {
     }
 }
 
-/// Reads one frame from the start of `input`: it and its length, or None if more bytes are needed. Each check is
-/// made as soon as its bytes are there, in the protocol's order, so that a length over the limit is refused before
-/// its payload comes.
+/// Reads one frame from the start of `input`: it and its length, or None if more bytes are needed.
+/// Each check is made as soon as its bytes are there, in the protocol's order, so that a length
+/// over the limit is refused before its payload comes.
 ///
 /// # Errors
 /// The first check that fails.
@@ -262,7 +263,8 @@ impl ErrorCode {
         }
     }
 
-    /// Its status over HTTP. Nobody is there to read that of a cancelled request; logs use nginx's 499.
+    /// Its status over HTTP. Nobody is there to read that of a cancelled request; logs use nginx's
+    /// 499.
     pub fn http_status(self) -> u16 {
         match self {
             ErrorCode::BadFrame | ErrorCode::BadRequest | ErrorCode::Unsupported => 400,

@@ -1,7 +1,7 @@
 //! HTTP/1.1 messages: heads (split by httparse, judged here after RFC 9112).
 //!
-//! What another proxy might read differently is refused, so that nothing can be smuggled past one of the two
-//! (RFC 9112, sections 2.2, 5.1, 6.1 and 6.3).
+//! What another proxy might read differently is refused, so that nothing can be smuggled past one
+//! of the two (RFC 9112, sections 2.2, 5.1, 6.1 and 6.3).
 
 use std::fmt;
 use std::io::Write;
@@ -210,7 +210,8 @@ pub fn parse_request_head(head: &[u8]) -> Result<RequestHead<'_>, HttpError> {
     Ok(parsed)
 }
 
-/// Reads a response's head, its blank line included. The answer to a HEAD request has no body, whatever it says.
+/// Reads a response's head, its blank line included. The answer to a HEAD request has no body,
+/// whatever it says.
 ///
 /// # Errors
 /// It breaks the grammar or a limit, or its framing is ambiguous.
@@ -262,7 +263,8 @@ fn complete(status: httparse::Result<usize>) -> Result<(), HttpError> {
     }
 }
 
-/// RFC 9112, section 2.2: a recipient may take a lone LF as a line's end. One that does not would see other lines.
+/// RFC 9112, section 2.2: a recipient may take a lone LF as a line's end. One that does not would
+/// see other lines.
 fn refuse_bare_line_ends(head: &[u8]) -> Result<(), HttpError> {
     let bare = |(i, _): &(usize, &u8)| *i == 0 || head[i - 1] != b'\r';
     let found = head.iter().enumerate().filter(|(_, b)| **b == b'\n').find(bare);

@@ -143,7 +143,8 @@ impl<'a> Infer<'a> {
     /// From a payload. A path call without a body is a GET.
     ///
     /// # Errors
-    /// A field is malformed, stands twice, is critical and unknown, or there is not exactly one input.
+    /// A field is malformed, stands twice, is critical and unknown, or there is not exactly one
+    /// input.
     pub fn decode(payload: &'a [u8]) -> Result<Infer<'a>, FieldError> {
         let mut infer = Infer::new(Input::Prompt(""));
         let (mut prompt, mut messages, mut path, mut body) = (None, None, None, None);

@@ -1,5 +1,5 @@
-//! Bytes to values and back, without state: the binary protocol's frames and fields (`protocol.md` in this folder
-//! is the protocol), and the heads, chunks and events of HTTP/1.1.
+//! Bytes to values and back, without state: the binary protocol's frames and fields (`protocol.md`
+//! in this folder is the protocol), and the heads, chunks and events of HTTP/1.1.
 
 pub mod chunk;
 pub mod field;

@@ -5,7 +5,8 @@ use serde_json::{Map, Value, json};
 
 use super::frame::ErrorCode;
 
-/// An error's body (platform.openai.com/docs/guides/error-codes): `{"error": {message, type, param, code}}`.
+/// An error's body (platform.openai.com/docs/guides/error-codes): `{"error": {message, type, param,
+/// code}}`.
 pub fn error_body(code: ErrorCode, message: &str) -> Vec<u8> {
     error_json(error_type(code), error_code(code), message, &Map::new())
 }
@@ -63,7 +64,8 @@ pub fn error_event(body: &[u8]) -> Vec<u8> {
 /// The event that ends a good stream of `/v1`.
 pub const DONE_EVENT: &[u8] = b"data: [DONE]\n\n";
 
-/// What a request's body says of how it is to be answered; everything else is the backend's to read.
+/// What a request's body says of how it is to be answered; everything else is the backend's to
+/// read.
 #[derive(Debug, Default, Deserialize)]
 pub struct RequestPeek<'a> {
     /// Asks for server-sent events.
@@ -98,7 +100,8 @@ impl RequestPeek<'_> {
         choices.saturating_mul(self.prompts())
     }
 
-    /// How many prompts there are: a list of texts or of token lists is several, a list of tokens is one.
+    /// How many prompts there are: a list of texts or of token lists is several, a list of tokens
+    /// is one.
     fn prompts(&self) -> u32 {
         let Some(raw) = self.prompt else { return 1 };
         let Ok(Value::Array(items)) = serde_json::from_str(raw.get()) else { return 1 };

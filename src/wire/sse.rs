@@ -7,8 +7,8 @@ use crate::limits::SSE_EVENT_BYTES_MAX;
 pub struct SseEvent<'a> {
     /// All its bytes, the blank line included.
     pub raw: &'a [u8],
-    /// The value of its first `data` line; empty if it has none (a comment, a ping). No backend sends JSON on
-    /// several lines.
+    /// The value of its first `data` line; empty if it has none (a comment, a ping). No backend
+    /// sends JSON on several lines.
     pub data: &'a [u8],
 }
 

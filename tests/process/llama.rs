@@ -1,6 +1,6 @@
-//! Against the real llama-server: `CNSE_TEST_LLAMA_SERVER` names the binary, `CNSE_TEST_MODELS` the folder of
-//! `scripts/make_gguf.py`. Where they are not set, each test says so and does nothing; `CNSE_TEST_PEERS=required` makes
-//! that a failure.
+//! Against the real llama-server: `CNSE_TEST_LLAMA_SERVER` names the binary, `CNSE_TEST_MODELS` the
+//! folder of `scripts/make_gguf.py`. Where they are not set, each test says so and does nothing;
+//! `CNSE_TEST_PEERS=required` makes that a failure.
 
 use std::io::{Read, Write};
 use std::process::Command;

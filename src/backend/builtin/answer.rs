@@ -1,5 +1,5 @@
-//! The shapes in which the built-in backend answers: text for the binary protocol, and llama-server's JSON, whole or
-//! as events.
+//! The shapes in which the built-in backend answers: text for the binary protocol, and
+//! llama-server's JSON, whole or as events.
 
 use serde_json::{Value, json};
 

@@ -1,9 +1,11 @@
-//! The built-in backend: a deterministic generator that needs nothing, and a simulator of servers that are slower.
+//! The built-in backend: a deterministic generator that needs nothing, and a simulator of servers
+//! that are slower.
 //!
-//! It answers as a llama-server does, over the same paths and in the same shapes, with text of its own (`text`), or
-//! with the prompt itself in echo mode. Its text never ends by itself: `max_tokens` ends it (64 when absent), or a
-//! stop word; an echo ends with the prompt. Delays before the first token and between tokens are simulated, fixed or
-//! drawn from a log-normal distribution; without any, an answer is complete within one step.
+//! It answers as a llama-server does, over the same paths and in the same shapes, with text of its
+//! own (`text`), or with the prompt itself in echo mode. Its text never ends by itself:
+//! `max_tokens` ends it (64 when absent), or a stop word; an echo ends with the prompt. Delays
+//! before the first token and between tokens are simulated, fixed or drawn from a log-normal
+//! distribution; without any, an answer is complete within one step.
 
 mod answer;
 mod api;
@@ -165,8 +167,8 @@ impl Job {
         u32::try_from(self.sequences.len()).unwrap_or(u32::MAX)
     }
 
-    /// Tells the tokens that are due. As many bytes as there is `room` for are told at once, those past it token by
-    /// token, so that whoever has to cut the text knows where tokens end.
+    /// Tells the tokens that are due. As many bytes as there is `room` for are told at once, those
+    /// past it token by token, so that whoever has to cut the text knows where tokens end.
     pub fn step(&mut self, now: Instant, mut room: usize, tell: &mut Tell<'_>) -> Next {
         if !self.sequences.is_empty() && !std::mem::replace(&mut self.waited, true) {
             let delay = if self.began { self.config.itl } else { self.config.ttft };

@@ -65,8 +65,8 @@ impl Source {
         Source::Echo { text: text.into(), at: 0 }
     }
 
-    /// Appends the text of the next tokens, whole characters, at most `budget` bytes but one token at least; how many
-    /// tokens they are, 0 at the end.
+    /// Appends the text of the next tokens, whole characters, at most `budget` bytes but one token
+    /// at least; how many tokens they are, 0 at the end.
     fn next(&mut self, out: &mut String, budget: usize, tokens_max: u32) -> u32 {
         let before = out.len();
         let mut tokens = 0;

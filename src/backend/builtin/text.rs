@@ -1,7 +1,8 @@
-//! The built-in backend's language: a small vocabulary, a tokenizer, and a generator of endless plausible text.
+//! The built-in backend's language: a small vocabulary, a tokenizer, and a generator of endless
+//! plausible text.
 //!
-//! A token is a byte (its number is the byte's value) or a word with its leading space (256 and up), so that every
-//! text has tokens, and tokens put together give the text again.
+//! A token is a byte (its number is the byte's value) or a word with its leading space (256 and
+//! up), so that every text has tokens, and tokens put together give the text again.
 
 use crate::prng;
 
@@ -114,8 +115,8 @@ impl Generator {
     }
 }
 
-/// A vector for a text: every pair of neighbouring tokens moves it, so that texts with much in common are near each
-/// other. Of unit length, unless the text is empty.
+/// A vector for a text: every pair of neighbouring tokens moves it, so that texts with much in
+/// common are near each other. Of unit length, unless the text is empty.
 pub fn embed(text: &[u8], dimensions: usize) -> Vec<f32> {
     let mut vector = vec![0f32; dimensions];
     let tokens = tokenize(text);

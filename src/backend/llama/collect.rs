@@ -1,7 +1,7 @@
 //! Puts the plain answer of llama-server together from its stream.
 //!
-//! The last event of each sequence has what its plain answer has, but for the text; the events before it have the
-//! text in parts. `choices` of the OpenAI form are put together by their index.
+//! The last event of each sequence has what its plain answer has, but for the text; the events
+//! before it have the text in parts. `choices` of the OpenAI form are put together by their index.
 
 use serde_json::{Map, Value};
 
@@ -10,7 +10,8 @@ use crate::backend::Failure;
 use crate::limits::COLLECTED_BYTES_MAX;
 use crate::wire::frame::ErrorCode;
 
-/// Sequences of one request: many more than llama-server has slots. A larger index is a fault of its own.
+/// Sequences of one request: many more than llama-server has slots. A larger index is a fault of
+/// its own.
 pub const SEQUENCES_MAX: usize = 4096;
 
 /// A plain answer in the making.
@@ -23,8 +24,8 @@ pub struct Collector {
     parts: Vec<Part>,
     /// Choices for each prompt, which share its tokens.
     choices: u64,
-    /// Tokens of the prompts, as often as there are choices, and of the answers. llama-server's own plain answer
-    /// counts one sequence only.
+    /// Tokens of the prompts, as often as there are choices, and of the answers. llama-server's own
+    /// plain answer counts one sequence only.
     usage: (u64, u64),
     /// The envelope of the OpenAI form.
     envelope: Map<String, Value>,

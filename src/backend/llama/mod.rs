@@ -1,9 +1,10 @@
 //! llama.cpp's llama-server: `/completion`, `/v1/*`, and everything else it has, passed through.
 //!
-//! What generates text is always asked for as a stream, also for a client that wants a plain answer: llama-server
-//! does not notice that a plain request was abandoned while it works. The plain answer is then put together here
-//! (`collect`). Tokens are counted by what the server says (`tokens_predicted`, `timings.predicted_n`), never by
-//! events: an event can carry several, or a part of one.
+//! What generates text is always asked for as a stream, also for a client that wants a plain
+//! answer: llama-server does not notice that a plain request was abandoned while it works. The
+//! plain answer is then put together here (`collect`). Tokens are counted by what the server says
+//! (`tokens_predicted`, `timings.predicted_n`), never by events: an event can carry several, or a
+//! part of one.
 
 mod collect;
 
@@ -114,7 +115,8 @@ fn exchange(
     streamed: bool,
 ) -> Exchange {
     Exchange {
-        // After a stream llama-server closes the connection, though its head said that it would be kept.
+        // After a stream llama-server closes the connection, though its head said that it would be
+        // kept.
         reusable: reader.form.is_none(),
         method: method.to_owned(),
         target: target.to_owned(),

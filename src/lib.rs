@@ -6,13 +6,13 @@
 //!
 //! ```text
 //! cli        parse, validate, wire the parts together, exit code      one file per subcommand
-//! bench      load generators and their reports                        measures from outside, as a client
+//! bench      load generators and their reports                        measures from outside
 //! gateway    one worker per core: admission, credit, routing, drain   the life of a request
 //! backend    what to say to a backend and how to read its answer      builtin | llama | openai
 //! proto      sans-IO connection machines: binary and HTTP, both ends  bytes in, events out
-//! net        poller, sockets, slabs, timers                           the only place with file descriptors
+//! net        poller, sockets, slabs, timers                           all file descriptors
 //! wire       frames, fields, HTTP heads, SSE, JSON bodies             bytes <-> values, stateless
-//! metrics    histograms, counters, Prometheus text                    one per core, merged on scrape
+//! metrics    histograms, counters, Prometheus text                    one per core
 //! leaves     limits, clock, prng, log
 //! ```
 //!

@@ -8,7 +8,7 @@
 //!
 //! ```text
 //! submit -> Connecting -> Waiting (head, first token) -> Streaming -> Idle -> (next submit)
-//!              |             |                             |          `-> closed: too old, or by the peer
+//!              |             |                             |          `-> closed: too old
 //!              `-------------+-----------------------------+-> Fail: refused, timeout, broke off
 //! ```
 

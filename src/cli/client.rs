@@ -188,6 +188,10 @@ fn plan<'p>(
         .map(|ip| ip.parse::<IpAddr>().map_err(|_| format!("--source {ip}: not an address")))
         .collect::<Result<Vec<_>, _>>()?;
     let slow = parsed.bytes("slow", u64::from(u32::MAX))?;
+    let credit = parsed.bytes("credit", u64::from(CREDIT_MAX))?.unwrap_or(256 << 10) as u32;
+    if credit < 4 {
+        return Err(format!("--credit {credit}: a character may need 4 bytes"));
+    }
     Ok(Plan {
         wire,
         address,
@@ -198,7 +202,7 @@ fn plan<'p>(
         concurrency,
         rate,
         poisson: parsed.has("poisson"),
-        credit: parsed.bytes("credit", u64::from(CREDIT_MAX))?.unwrap_or(256 << 10) as u32,
+        credit,
         slow: slow.map(|bytes| bytes as u32),
         cancel_after: parsed.duration("cancel-after")?,
         timeout: parsed.duration("timeout")?.unwrap_or(Duration::from_secs(600)),

@@ -8,10 +8,10 @@ use std::collections::VecDeque;
 use std::rc::Rc;
 use std::sync::Arc;
 
-use super::Config;
 use super::connection::{Connection, Http, Protocol};
 use super::measure::Measures;
 use super::request::{Client, Request, Stage};
+use super::{BackendConfig, Config};
 use crate::backend::engine::Flow;
 use crate::backend::pool::{Grant, Outcome};
 use crate::backend::{Failure, FailureKind, Finished, Output};
@@ -170,8 +170,8 @@ impl Front {
             }
             _ => false,
         };
-        request.paused |= full;
-        if full {
+        let stalls = full && !std::mem::replace(&mut request.paused, request.paused || full);
+        if stalls {
             self.measures[self.core].stalls.add(1);
         }
         self.touch(connection_token);
@@ -249,9 +249,16 @@ impl Front {
         } else {
             // Of a backend that is not there, the prober tells once.
             if failure.kind == FailureKind::Backend {
-                log::warn!("{}", failure.message);
+                log::warn!("backend {}: {}", self.backend_name(backend), failure.message);
             }
             self.fail(now, token, &failure);
+        }
+    }
+
+    fn backend_name(&self, backend: Option<usize>) -> &str {
+        match (&self.config.backend, backend) {
+            (BackendConfig::Remote { targets, .. }, Some(backend)) => &targets[backend].name,
+            _ => "builtin",
         }
     }
 

@@ -245,7 +245,23 @@ fn errors_are_openai_shaped() {
 }
 
 #[test]
-fn a_backend_that_dies_and_comes_back() {
+fn what_one_backend_cannot_do_another_does() {
+    let (Some(mut first), Some(second)) = (llama(&[]), llama(&[])) else { return };
+    let urls = format!("{},{}", first.url(), second.url());
+    let server = Server::start(&["--llama-url", &urls]);
+    let ask = || server.post("/completion", r#"{"prompt":"x","n_predict":3}"#).0;
+    // Asked before the first look at them: it waits, and is served.
+    assert_eq!(ask(), 200);
+    first.child.kill().unwrap();
+    first.child.wait().unwrap();
+    for _ in 0..6 {
+        assert_eq!(ask(), 200, "{}", server.log());
+    }
+    server.wait_idle();
+}
+
+#[test]
+fn a_backend_that_dies_is_told_of() {
     let Some(mut llama) = llama(&[]) else { return };
     let server = gateway(&llama, &["--unavailable-timeout", "300ms"]);
     let mut stream = server.connect();

@@ -170,8 +170,7 @@ impl Front {
             }
             _ => false,
         };
-        let stalls = full && !std::mem::replace(&mut request.paused, request.paused || full);
-        if stalls {
+        if full && !std::mem::replace(&mut request.paused, true) {
             self.measures[self.core].stalls.add(1);
         }
         self.touch(connection_token);

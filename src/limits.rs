@@ -54,7 +54,7 @@ const _: () = assert!(PING_BYTES_MAX < CLIENT_PAYLOAD_BYTES_MIN);
 
 // --- Times ---
 
-/// A client has this long to send a whole request head, or its first four bytes.
+/// A client that has begun a request, a frame or its first four bytes has this long to end it.
 pub const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
 /// After an error that closes, the peer has this long to read it: a close with unread input would
 /// reset it away.

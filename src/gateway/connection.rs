@@ -135,8 +135,8 @@ impl Connection {
     /// Whether it owes a whole head, so that it must not take for ever.
     pub fn owes_head(&self) -> bool {
         match &self.protocol {
-            Protocol::Undetected => true,
-            Protocol::Binary(_) => !self.held.is_empty(),
+            // One that has said nothing costs no more than one that is idle after a request.
+            Protocol::Undetected | Protocol::Binary(_) => !self.held.is_empty(),
             Protocol::Http(http) => http.server.is_reading(),
         }
     }

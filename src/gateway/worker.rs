@@ -306,8 +306,6 @@ impl Worker {
             self.front.connections.remove(token);
             return;
         }
-        connection.timer_at = now + HEAD_TIMEOUT;
-        self.reactor.timers.set(connection.timer_at, token);
         self.front.measure().connections.set(self.front.connections.len() as u64);
     }
 

@@ -61,6 +61,8 @@ pub struct Front {
     pub measures: Arc<Vec<Measures>>,
     /// Which core this is.
     pub core: usize,
+    /// A request has ended in this turn.
+    pub has_ended: bool,
     /// How many backends there are to try.
     pub backends: u32,
 }
@@ -326,6 +328,7 @@ impl Front {
 
     fn forget(&mut self, token: Token) -> Option<Request> {
         let request = self.requests.remove(token)?;
+        self.has_ended = true;
         let connection = request.client.connection();
         if let Some(http) = self.http(connection) {
             http.request = None;

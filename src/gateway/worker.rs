@@ -116,6 +116,7 @@ impl Worker {
                 commands: std::collections::VecDeque::new(),
                 measures,
                 core,
+                has_ended: false,
                 backends: names.len() as u32,
             },
             reactor,
@@ -189,7 +190,10 @@ impl Worker {
         let since_last = self.reactor.now.since(self.gathered);
         self.gathered = self.reactor.now;
         let many = engine.connections() >= GATHER_STREAMS_MIN;
-        if !many || !self.only_tokens || !self.ready.is_empty() || since_last > 2 * coalesce {
+        // Where requests end others wait to begin; a plain answer is such an end.
+        let has_ended = std::mem::take(&mut self.front.has_ended);
+        let only_tokens = self.only_tokens && !has_ended;
+        if !many || !only_tokens || !self.ready.is_empty() || since_last > 2 * coalesce {
             return;
         }
         let timer = self.reactor.timers.next().map(|at| at.since(self.reactor.now));

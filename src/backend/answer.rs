@@ -152,6 +152,11 @@ pub fn options(infer: &Infer<'_>, repeat_penalty: &str) -> Result<Map<String, Va
         if let Some(name) = ["stream", "stream_options"].iter().find(|n| extra.contains_key(**n)) {
             return Err(bad(&format!("may not set {name}: the gateway does")));
         }
+        // Several answers would be mixed into one text; a path call can carry them.
+        if let Some(name) = ["n", "n_cmpl"].iter().find(|n| extra.get(**n).is_some_and(|v| *v != 1))
+        {
+            return Err(bad(&format!("may not set {name}: a request has one answer")));
+        }
         body.extend(extra);
     }
     body.insert("stream".to_owned(), true.into());
@@ -343,6 +348,7 @@ mod tests {
         for (extra, message) in [
             ("[]", "extra is not a JSON object"),
             (r#"{"stream":false}"#, "extra may not set stream: the gateway does"),
+            (r#"{"n":2}"#, "extra may not set n: a request has one answer"),
         ] {
             infer.extra = Some(extra);
             assert_eq!(options(&infer, "x").unwrap_err().message, message);

@@ -33,4 +33,5 @@ pub mod metrics;
 pub mod net;
 pub mod prng;
 pub mod proto;
+pub mod sched;
 pub mod wire;

@@ -5,16 +5,21 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Modules, from the top of the house to the bottom, and which of those below each may use.
-const LAYERS: [(&str, &[&str]); 12] = [
+const LAYERS: [(&str, &[&str]); 14] = [
     (
         "cli",
         &[
-            "bench", "gateway", "backend", "proto", "net", "wire", "metrics", "limits", "clock",
-            "prng", "log",
+            "bench", "gateway", "batch", "sched", "backend", "proto", "net", "wire", "metrics",
+            "limits", "clock", "prng", "log",
         ],
     ),
     ("bench", &["backend", "proto", "net", "wire", "metrics", "limits", "clock", "prng", "log"]),
     ("gateway", &["backend", "proto", "net", "wire", "metrics", "limits", "clock", "prng", "log"]),
+    (
+        "batch",
+        &["sched", "backend", "proto", "net", "wire", "metrics", "limits", "clock", "prng", "log"],
+    ),
+    ("sched", &["net", "metrics", "limits", "clock", "prng", "log"]),
     ("backend", &["proto", "net", "wire", "metrics", "limits", "clock", "prng", "log"]),
     ("proto", &["wire", "limits", "clock"]),
     ("net", &["limits", "clock", "prng"]),

@@ -8,6 +8,8 @@
 //! cli        parse, validate, wire the parts together, exit code      one file per subcommand
 //! bench      load generators and their reports                        measures from outside
 //! gateway    one worker per core: admission, credit, routing, drain   the life of a request
+//! batch      rows in, results out: input, journal, merge, requests    what a job's tasks are
+//! sched      ranks, stealing, termination; local | mpi | sim          knows tasks by size only
 //! backend    what to say to a backend and how to read its answer      builtin | llama | openai
 //! proto      sans-IO connection machines: binary and HTTP, both ends  bytes in, events out
 //! net        poller, sockets, slabs, timers                           all file descriptors
@@ -23,6 +25,7 @@
 //! The public surface exists for the tests and benches of this package only.
 
 pub mod backend;
+pub mod batch;
 pub mod bench;
 pub mod cli;
 pub mod clock;

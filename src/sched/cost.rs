@@ -1,10 +1,10 @@
 //! How long tasks will take: from their size, corrected by what was measured.
 //!
 //! A size predicts work in units that no machine has: a token of the answer is one, a byte of the
-//! prompt is a small part of one, since prompts are read in batches. What was measured in each class
-//! (model and kind of call) gives the microseconds of a unit there; a class of which nothing is
-//! known yet takes the mean of all. Each rank measures its own backends, so the same task may have
-//! another cost elsewhere.
+//! prompt is a small part of one, since prompts are read in batches. What was measured in each
+//! class (model and kind of call) gives the microseconds of a unit there; a class of which nothing
+//! is known yet takes the mean of all. Each rank measures its own backends, so the same task may
+//! have another cost elsewhere.
 
 use std::collections::HashMap;
 

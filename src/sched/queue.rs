@@ -39,15 +39,13 @@ pub struct Queue {
     spans: Vec<Span>,
     window: usize,
     longest_first: bool,
-    /// The source has more, but not now.
-    waits: bool,
 }
 
 impl Queue {
     /// Empty; at most `window` tasks are read ahead.
     pub fn new(window: usize, longest_first: bool) -> Queue {
         let (ready, spans) = (VecDeque::new(), Vec::new());
-        Queue { ready, spans, window: window.max(1), longest_first, waits: false }
+        Queue { ready, spans, window: window.max(1), longest_first }
     }
 
     /// Adds work.
@@ -86,24 +84,14 @@ impl Queue {
         self.ready.iter()
     }
 
-    /// Whether nothing is in it; while a source waits, something is.
+    /// Whether nothing is in it.
     pub fn is_empty(&self) -> bool {
         self.ready.is_empty() && self.spans.is_empty()
     }
 
-    /// Whether anything can be read now.
-    pub fn is_readable(&self) -> bool {
-        !self.spans.is_empty() && !self.waits
-    }
-
-    /// The source that waited may have more.
-    pub fn wake(&mut self) {
-        self.waits = false;
-    }
-
     /// Whether as much was read as the window asks for, or all.
     pub fn is_filled(&self, source: &impl Source, near: usize) -> bool {
-        !self.is_readable() || self.ready.len() >= self.low(source, near)
+        self.spans.is_empty() || self.ready.len() >= self.low(source, near)
     }
 
     /// Reads on if the window has room; `near` tasks are wanted at once. The mass that was passed
@@ -116,9 +104,8 @@ impl Queue {
             return Ok(0);
         }
         let mut tasks = Vec::new();
-        let span = self.spans.last_mut().expect("a readable queue has a span");
-        let read = source.read(span, READ_TASKS.min(self.window), &mut tasks)?;
-        self.waits = read.waits;
+        let span = self.spans.last_mut().expect("an unfilled queue has a span");
+        let skipped = source.read(span, READ_TASKS.min(self.window), &mut tasks)?;
         if span.is_empty() {
             self.spans.pop();
         }
@@ -126,7 +113,7 @@ impl Queue {
             self.ready.extend(tasks);
             self.sort();
         }
-        Ok(read.skipped)
+        Ok(skipped)
     }
 
     /// Estimates all tasks anew and puts them in order.
@@ -207,7 +194,7 @@ impl Queue {
     /// Gives all of it away, up to the size of a gift: this rank can run nothing.
     pub fn give_all(&mut self, spans: bool) -> Gift {
         let mut gift = Gift::default();
-        if spans && !self.waits {
+        if spans {
             gift.spans = std::mem::take(&mut self.spans);
         }
         let mut bytes = 0;

@@ -102,22 +102,14 @@ impl Span {
     }
 }
 
-/// What a read of a source brought.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Read {
-    /// Mass that was passed over: blank lines, rows that were done in an earlier run.
-    pub skipped: u64,
-    /// Nothing more is there now, and more may come (a pipe).
-    pub waits: bool,
-}
-
 /// Where a rank's tasks come from.
 pub trait Source {
-    /// Reads up to `max` tasks off the front of `span`, which shrinks.
+    /// Reads up to `max` tasks off the front of `span`, which shrinks. What comes back is the mass
+    /// that was passed over: blank lines, and rows that were done in an earlier run.
     ///
     /// # Errors
     /// The input cannot be read; the job cannot go on.
-    fn read(&mut self, span: &mut Span, max: usize, into: &mut Vec<Task>) -> Result<Read, String>;
+    fn read(&mut self, span: &mut Span, max: usize, into: &mut Vec<Task>) -> Result<u64, String>;
 
     /// All tasks are alike, so that none need be read ahead to be put in order.
     fn is_uniform(&self) -> bool;

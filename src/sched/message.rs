@@ -21,7 +21,7 @@ pub enum Message {
     },
     /// A rank whose asking found nothing leaves word.
     Hunger {
-        /// As in `Ask`.
+        /// As in `Ask`; 0: the word that was left is to be forgotten.
         free: u32,
         /// As in `Ask`.
         bodies: bool,

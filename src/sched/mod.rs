@@ -21,7 +21,13 @@
 pub mod cost;
 pub mod executor;
 pub mod fabric;
+mod ledger;
 pub mod message;
 pub mod queue;
+pub mod quiesce;
+pub mod rank;
+pub mod sim;
+pub mod steal;
 pub mod tally;
 pub mod tasks;
+pub mod workload;

@@ -7,6 +7,7 @@
 
 use std::collections::VecDeque;
 
+use super::ledger::Ledger;
 use super::tasks::{Source, Span, Task};
 
 /// Tasks read in one go, so that messages are answered in between.
@@ -95,19 +96,28 @@ impl Queue {
     }
 
     /// Reads on if the window has room; `near` tasks are wanted at once. The mass that was passed
-    /// over comes back.
+    /// over comes back, and where it was is noted in the ledger.
     ///
     /// # Errors
     /// The input cannot be read.
-    pub fn fill(&mut self, source: &mut impl Source, near: usize) -> Result<u64, String> {
-        if self.is_filled(source, near) {
-            return Ok(0);
-        }
+    pub fn fill(
+        &mut self,
+        source: &mut impl Source,
+        near: usize,
+        ledger: Option<&mut Ledger>,
+    ) -> Result<u64, String> {
+        // The input's order, as far as it is known.
+        let first = (0..self.spans.len()).min_by_key(|&i| self.spans[i].start);
+        let Some(index) = first.filter(|_| !self.is_filled(source, near)) else { return Ok(0) };
         let mut tasks = Vec::new();
-        let span = self.spans.last_mut().expect("an unfilled queue has a span");
+        let before = self.spans[index];
+        let span = &mut self.spans[index];
         let skipped = source.read(span, READ_TASKS.min(self.window), &mut tasks)?;
+        if let Some(ledger) = ledger {
+            note_skipped(ledger, before, span.start.min(before.end), &tasks);
+        }
         if span.is_empty() {
-            self.spans.pop();
+            self.spans.swap_remove(index);
         }
         if !tasks.is_empty() {
             self.ready.extend(tasks);
@@ -142,10 +152,11 @@ impl Queue {
     }
 
     /// Splits off `parts` gifts of equal estimated work, as much as is left for itself; the first
-    /// `keep` tasks stay. The longest task that does not stay goes out first.
-    pub fn share(&mut self, parts: usize, keep: usize, spans: bool) -> Vec<Gift> {
+    /// `keep` tasks stay. The longest task that does not stay goes out first. With `bodies` the
+    /// tasks go with their rows, and no spans go.
+    pub fn share(&mut self, parts: usize, keep: usize, bodies: bool) -> Vec<Gift> {
         let mut gifts = vec![Gift::default(); parts];
-        if spans {
+        if !bodies {
             self.share_spans(&mut gifts);
         }
         let keep = keep.min(self.ready.len());
@@ -153,11 +164,11 @@ impl Queue {
         // Each goes to whoever has the least yet: of equal tasks every second, in order. The gifts
         // come ahead of what is kept, since whoever asked can begin at once.
         let mut loads = vec![(0u64, 0usize); parts + 1];
-        let mut bytes = vec![0usize; parts];
+        let mut sizes = vec![0usize; parts];
         for task in rest {
             let open = |&part: &usize| {
                 part == parts
-                    || (gifts[part].tasks.len() < GIFT_TASKS_MAX && bytes[part] < GIFT_BYTES_MAX)
+                    || (gifts[part].tasks.len() < GIFT_TASKS_MAX && sizes[part] < GIFT_BYTES_MAX)
             };
             let part = (0..=parts).filter(open).min_by_key(|&part| loads[part]);
             let part = part.expect("the own part is always open");
@@ -166,7 +177,7 @@ impl Queue {
             if part == parts {
                 self.ready.push_back(task);
             } else {
-                bytes[part] += task.body.as_ref().map_or(0, |body| body.len());
+                sizes[part] += if bodies { task.mass as usize } else { 0 };
                 gifts[part].tasks.push(task);
             }
         }
@@ -192,9 +203,9 @@ impl Queue {
     }
 
     /// Gives all of it away, up to the size of a gift: this rank can run nothing.
-    pub fn give_all(&mut self, spans: bool) -> Gift {
+    pub fn give_all(&mut self, bodies: bool) -> Gift {
         let mut gift = Gift::default();
-        if spans {
+        if !bodies {
             gift.spans = std::mem::take(&mut self.spans);
         }
         let mut bytes = 0;
@@ -202,7 +213,7 @@ impl Queue {
             && bytes < GIFT_BYTES_MAX
             && let Some(task) = self.ready.pop_front()
         {
-            bytes += task.body.as_ref().map_or(0, |body| body.len());
+            bytes += if bodies { task.mass as usize } else { 0 };
             gift.tasks.push(task);
         }
         gift
@@ -218,10 +229,32 @@ impl Queue {
     }
 
     fn sort(&mut self) {
+        let ready = self.ready.make_contiguous();
         if self.longest_first {
-            // Stable: equal tasks keep the input's order.
-            self.ready.make_contiguous().sort_by_key(|task| std::cmp::Reverse(task.cost_us));
+            ready.sort_by_key(|task| (std::cmp::Reverse(task.cost_us), task.at));
+        } else {
+            ready.sort_by_key(|task| task.at);
         }
+    }
+}
+
+/// Notes what of `span`, up to `to`, was read and is no task.
+fn note_skipped(ledger: &mut Ledger, span: Span, to: u64, tasks: &[Task]) {
+    let mut at = span.start;
+    if span.stride == 0 {
+        for task in tasks {
+            ledger.add(at, task.at);
+            at = task.at + u64::from(task.mass);
+        }
+        ledger.add(at, to);
+        return;
+    }
+    let mut tasks = tasks.iter().map(|task| task.at).peekable();
+    while at < to {
+        if tasks.next_if_eq(&at).is_none() {
+            ledger.add(at, at + 1);
+        }
+        at += u64::from(span.stride);
     }
 }
 
@@ -243,7 +276,7 @@ mod tests {
         let tasks = [1, 100, 1, 1, 50, 48].into_iter().enumerate();
         let tasks = tasks.map(|(at, cost)| task(at as u64, cost)).collect();
         queue.add(Gift { tasks, spans: vec![] });
-        let gift = queue.share(1, 0, true).remove(0);
+        let gift = queue.share(1, 0, false).remove(0);
         assert_eq!(costs(&gift.tasks), [100, 1]);
         let kept: Vec<Task> = std::iter::from_fn(|| queue.take()).collect();
         assert_eq!(costs(&kept), [50, 48, 1, 1]);
@@ -253,7 +286,7 @@ mod tests {
     fn without_estimates_both_keep_the_order() {
         let mut queue = Queue::new(100, false);
         queue.add(Gift { tasks: (0..7).map(|at| task(at, 0)).collect(), spans: vec![] });
-        let gift = queue.share(1, 1, true).remove(0);
+        let gift = queue.share(1, 1, false).remove(0);
         let ats = |tasks: &[Task]| tasks.iter().map(|task| task.at).collect::<Vec<_>>();
         assert_eq!(ats(&gift.tasks), [1, 3, 5]);
         let kept: Vec<Task> = std::iter::from_fn(|| queue.take()).collect();
@@ -264,7 +297,7 @@ mod tests {
     fn spans_are_shared_evenly() {
         let mut queue = Queue::new(4, true);
         queue.add(Gift { tasks: vec![], spans: vec![Span::numbers(0, 800)] });
-        let gifts = queue.share(7, 0, true);
+        let gifts = queue.share(7, 0, false);
         assert!(gifts.iter().all(|gift| gift.spans.iter().map(Span::mass).sum::<u64>() == 100));
         assert_eq!(queue.count(), 100);
     }

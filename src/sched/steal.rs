@@ -1,0 +1,218 @@
+//! Whom a rank that runs short asks, and when.
+//!
+//! First one rank of its own node, then others, each at random: that finds work fast while there is
+//! much of it (Blumofe and Leiserson, 1999). When asking found nothing, it leaves word with a few
+//! fixed ranks, which pass work on as soon as they have some to spare, and goes quiet (the lifelines
+//! of Saraswat et al., 2011): so an idle rank costs nearly nothing and is woken by whoever has work.
+//! Now and then it asks again all the same, ever more rarely, since the few may be busy and without
+//! anything to spare while somebody else has plenty.
+
+use std::time::Duration;
+
+use super::fabric::Topology;
+use super::tasks::Rank;
+use crate::clock::Instant;
+use crate::prng::Prng;
+
+/// Ranks asked on the own node, and then on others, before word is left.
+const TRIES: u32 = 2;
+/// An answer that takes longer comes from a rank that is stalled: another is asked.
+const PATIENCE: Duration = Duration::from_millis(20);
+/// From leaving word to asking again, the first time; it doubles from there.
+const BACKOFF: Duration = Duration::from_millis(2);
+/// And no longer than this for each of so many ranks, so that all of them together ask so and so
+/// often, however many they are.
+const BACKOFF_MAX: Duration = Duration::from_millis(200);
+const BACKOFF_RANKS: usize = 64;
+/// Among so few, word is left with everybody.
+const FEW: usize = 9;
+
+/// How much a rank needs work.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Need {
+    /// It has enough, or can run nothing.
+    None,
+    /// What waits will soon be used up.
+    Soon,
+    /// Slots stand idle.
+    Now,
+}
+
+/// What to do about it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Step {
+    /// Nothing, for now.
+    Rest,
+    /// Ask this rank.
+    Ask(Rank),
+    /// Leave word with these.
+    LeaveWord(Vec<Rank>),
+}
+
+/// A rank's asking.
+#[derive(Debug)]
+pub struct Thief {
+    me: Rank,
+    prng: Prng,
+    asked: Option<(Rank, Instant)>,
+    tries: u32,
+    rest_until: Instant,
+    backoff: Duration,
+    /// With whom word stands.
+    word: Vec<Rank>,
+}
+
+impl Thief {
+    /// For one rank.
+    pub fn new(me: Rank, seed: u64) -> Thief {
+        let prng = Prng::new(seed ^ u64::from(me.0) << 20);
+        let (asked, tries, rest_until) = (None, 0, Instant::default());
+        Thief { me, prng, asked, tries, rest_until, backoff: BACKOFF, word: Vec::new() }
+    }
+
+    /// What to do now. `alive` is in ascending order.
+    pub fn step(&mut self, now: Instant, need: Need, topology: &Topology, alive: &[Rank]) -> Step {
+        if need == Need::None || alive.len() < 2 || now < self.rest_until {
+            return Step::Rest;
+        }
+        if let Some((_, since)) = self.asked {
+            if now < since + PATIENCE {
+                return Step::Rest;
+            }
+            self.asked = None;
+        }
+        let is_alive = |rank: &Rank| *rank != self.me && alive.binary_search(rank).is_ok();
+        let node = topology.members(topology.node(self.me));
+        let near = node.iter().filter(|rank| is_alive(rank)).count();
+        let far = alive.len() - 1 - near;
+        let (near_tries, far_tries) = (TRIES.min(near as u32), TRIES.min(far as u32));
+        if self.tries < near_tries + far_tries {
+            let victim = if self.tries < near_tries {
+                let nth = self.prng.below(near as u64) as usize;
+                node.iter().copied().filter(is_alive).nth(nth)
+            } else {
+                self.far_rank(topology, alive)
+            };
+            self.tries += 1;
+            self.asked = victim.map(|victim| (victim, now));
+            return victim.map_or(Step::Rest, Step::Ask);
+        }
+        self.tries = 0;
+        self.rest_until = now + self.backoff.mul_f64(0.75 + 0.5 * self.prng.unit());
+        let most = BACKOFF_MAX * alive.len().div_ceil(BACKOFF_RANKS) as u32;
+        self.backoff = (self.backoff * 2).min(most);
+        if need == Need::Soon {
+            return Step::Rest;
+        }
+        let mut lines = lifelines(self.me, alive);
+        lines.retain(|rank| !self.word.contains(rank));
+        self.word.extend(&lines);
+        if lines.is_empty() { Step::Rest } else { Step::LeaveWord(lines) }
+    }
+
+    /// A rank of another node, of which there is one.
+    fn far_rank(&mut self, topology: &Topology, alive: &[Rank]) -> Option<Rank> {
+        let home = topology.node(self.me);
+        for _ in 0..8 {
+            let rank = alive[self.prng.below(alive.len() as u64) as usize];
+            if topology.node(rank) != home {
+                return Some(rank);
+            }
+        }
+        let far = alive.iter().copied().filter(|&rank| topology.node(rank) != home);
+        let far: Vec<Rank> = far.collect();
+        far.get(self.prng.below(far.len().max(1) as u64) as usize).copied()
+    }
+
+    /// A rank has answered.
+    pub fn answered(&mut self, from: Rank) {
+        if self.asked.is_some_and(|(rank, _)| rank == from) {
+            self.asked = None;
+        }
+    }
+
+    /// Work has come; with `by_word` because word was left with `from`. Those with whom word still
+    /// stands come back: they are to forget it, since a rank that has work is to get no more.
+    pub fn fed(&mut self, from: Rank, by_word: bool) -> Vec<Rank> {
+        self.tries = 0;
+        self.backoff = BACKOFF;
+        self.rest_until = Instant::default();
+        let mut word = std::mem::take(&mut self.word);
+        word.retain(|rank| !by_word || *rank != from);
+        word
+    }
+
+    /// Ranks died: nobody is asked any more.
+    pub fn forget(&mut self) {
+        self.asked = None;
+        self.fed(self.me, false);
+    }
+
+    /// When it wants to be asked again; `FAR` while it waits for nothing.
+    pub fn wake_at(&self) -> Instant {
+        match self.asked {
+            Some((_, since)) => since + PATIENCE,
+            None => self.rest_until,
+        }
+    }
+}
+
+/// With whom `me` leaves word: the neighbours in a hypercube, whose diameter is log2 of the ranks.
+/// The part of it that has only the first n corners is connected too.
+pub fn lifelines(me: Rank, alive: &[Rank]) -> Vec<Rank> {
+    let Ok(index) = alive.binary_search(&me) else { return Vec::new() };
+    if alive.len() <= FEW {
+        return alive.iter().copied().filter(|&rank| rank != me).collect();
+    }
+    let bits = usize::BITS - (alive.len() - 1).leading_zeros();
+    (0..bits).filter_map(|bit| alive.get(index ^ (1 << bit)).copied()).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn ranks(count: u32) -> Vec<Rank> {
+        (0..count).map(Rank).collect()
+    }
+
+    #[test]
+    fn the_own_node_is_asked_first_then_others_then_word_is_left() {
+        let (topology, alive) = (Topology::new(&["a", "a", "b", "b"]), ranks(4));
+        let mut thief = Thief::new(Rank(0), 7);
+        let mut now = Instant(1);
+        for expected in [&[1][..], &[2, 3], &[2, 3]] {
+            let Step::Ask(rank) = thief.step(now, Need::Now, &topology, &alive) else { panic!() };
+            assert!(expected.contains(&rank.0), "{rank}");
+            assert_eq!(thief.step(now, Need::Now, &topology, &alive), Step::Rest);
+            thief.answered(rank);
+        }
+        let word = Step::LeaveWord(vec![Rank(1), Rank(2), Rank(3)]);
+        assert_eq!(thief.step(now, Need::Now, &topology, &alive), word);
+        assert_eq!(thief.step(now, Need::Now, &topology, &alive), Step::Rest);
+        now = thief.wake_at();
+        assert!(matches!(thief.step(now, Need::Now, &topology, &alive), Step::Ask(_)));
+        // Nobody waits for ever for a rank that is stalled.
+        now = now + PATIENCE;
+        assert!(matches!(thief.step(now, Need::Now, &topology, &alive), Step::Ask(_)));
+        assert_eq!(thief.step(now, Need::None, &topology, &alive), Step::Rest);
+    }
+
+    #[test]
+    fn lifelines_reach_everybody() {
+        for count in [2, 9, 10, 33, 100] {
+            let alive: Vec<Rank> = (0..count).map(|i| Rank(3 * i)).collect();
+            let mut reached = vec![alive[0]];
+            let mut next = 0;
+            while next < reached.len() {
+                for rank in lifelines(reached[next], &alive) {
+                    if !reached.contains(&rank) {
+                        reached.push(rank);
+                    }
+                }
+                next += 1;
+            }
+            assert_eq!(reached.len(), alive.len());
+        }
+    }
+}

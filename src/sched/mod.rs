@@ -23,5 +23,6 @@ pub mod executor;
 pub mod fabric;
 pub mod message;
 pub mod queue;
+pub mod report;
 pub mod tally;
 pub mod tasks;

@@ -82,10 +82,15 @@ impl Durations {
         self.histogram.as_deref().filter(|histogram| !histogram.is_empty())
     }
 
-    /// Each microsecond count that was recorded, and how often.
+    /// The microseconds that were recorded, and how often; of those that are not told apart the
+    /// middle.
     pub fn recorded_us(&self) -> impl Iterator<Item = (u64, u64)> + '_ {
-        let recorded = self.histogram.iter().flat_map(|histogram| histogram.iter_recorded());
-        recorded.map(|step| (step.value_iterated_to(), step.count_since_last_iteration()))
+        self.histogram.iter().flat_map(|histogram| {
+            histogram.iter_recorded().map(|step| {
+                let middle = histogram.median_equivalent(step.value_iterated_to());
+                (middle, step.count_since_last_iteration())
+            })
+        })
     }
 
     /// Appends its bytes: none if nothing was recorded, else HdrHistogram's V2 format.

@@ -1,5 +1,5 @@
-//! Histograms over time in HdrHistogram's log format 1.3, which HistogramLogAnalyzer,
-//! HistogramLogProcessor and the readers of other languages read.
+//! Histograms over time in HdrHistogram's log format 1.3, which HistogramLogProcessor, the viewers
+//! that are made of it, and the readers of other languages read.
 //!
 //! ```text
 //! #[Histogram log format version 1.3]
@@ -8,9 +8,9 @@
 //! Tag=latency,12.000,1.000,83.456,HISTFAAA…
 //! ```
 //!
-//! The line of headings is why these are not the library's own writer's lines: that has none, and
-//! readers that expect it lose the first interval. Values are nanoseconds, as in the logs of
-//! jHiccup, since viewers divide by a million to show milliseconds.
+//! The library's own writer is not used: it leaves out the version and the headings, which the
+//! original writes. Values are nanoseconds, since HistogramLogProcessor divides by a million to
+//! show milliseconds. It shows one tag at a time (`-tag latency`).
 
 use std::io::{self, Write};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -71,7 +71,7 @@ impl<W: Write> IntervalLog<W> {
             tag.replace([',', ' ', '\r', '\n'], "_"),
             start.as_secs_f64(),
             length.as_secs_f64(),
-            histogram.max() as f64 / 1e6,
+            durations.max_ms().unwrap_or_default(),
             STANDARD.encode(&bytes)
         )
     }

@@ -21,8 +21,11 @@
 pub mod cost;
 pub mod executor;
 pub mod fabric;
+mod figures;
 pub mod message;
+pub mod progress;
 pub mod queue;
 pub mod report;
+mod summary;
 pub mod tally;
 pub mod tasks;

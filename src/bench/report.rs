@@ -1,79 +1,10 @@
 //! What a run brought, in the one shape that every command with numbers prints.
 
 use std::collections::BTreeMap;
-use std::fmt::Write;
 
-use hdrhistogram::Histogram;
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 
-/// Durations of one kind, to a thousandth of their size.
-#[derive(Clone, Debug)]
-pub struct Durations {
-    /// In microseconds; what is over an hour counts as an hour.
-    histogram: Histogram<u64>,
-}
-
-const HOUR_US: u64 = 3_600_000_000;
-
-/// A percentile and the samples below which it is an invention.
-const PERCENTILES: [(&str, f64, u64); 5] = [
-    ("p50", 50.0, 1),
-    ("p90", 90.0, 10),
-    ("p95", 95.0, 20),
-    ("p99", 99.0, 100),
-    ("p999", 99.9, 1000),
-];
-
-impl Default for Durations {
-    fn default() -> Durations {
-        let histogram = Histogram::new_with_bounds(1, HOUR_US, 3);
-        Durations { histogram: histogram.expect("the bounds are constants that it takes") }
-    }
-}
-
-impl Durations {
-    /// Records microseconds.
-    pub fn record(&mut self, us: u64) {
-        self.histogram.saturating_record(us.clamp(1, HOUR_US));
-    }
-
-    /// How many were recorded.
-    pub fn count(&self) -> u64 {
-        self.histogram.len()
-    }
-
-    fn percentile(&self, percentile: f64, least: u64) -> Option<f64> {
-        let enough = self.count() >= least;
-        enough.then(|| self.histogram.value_at_quantile(percentile / 100.0) as f64 / 1e3)
-    }
-
-    /// In milliseconds: `n`, `mean`, `min`, percentiles (null where there are too few samples),
-    /// `max`.
-    pub fn to_json(&self) -> Value {
-        let ms = |us: f64| if self.count() == 0 { Value::Null } else { json!(us / 1e3) };
-        let mut object = Map::new();
-        object.insert("n".to_owned(), self.count().into());
-        object.insert("mean".to_owned(), ms(self.histogram.mean()));
-        object.insert("min".to_owned(), ms(self.histogram.min() as f64));
-        for (name, percentile, least) in PERCENTILES {
-            object.insert(name.to_owned(), json!(self.percentile(percentile, least)));
-        }
-        object.insert("max".to_owned(), ms(self.histogram.max() as f64));
-        Value::Object(object)
-    }
-
-    /// A row of the table for people.
-    fn row(&self, name: &str) -> String {
-        let cell = |value: Option<f64>| value.map_or("-".to_owned(), |ms| format!("{ms:.2}"));
-        let mut row = format!("{name:<12}{:>9}", self.count());
-        for index in [0, 2, 3, 4] {
-            let (_, percentile, least) = PERCENTILES[index];
-            let written = write!(row, "{:>10}", cell(self.percentile(percentile, least)));
-            debug_assert!(written.is_ok(), "a String takes every write");
-        }
-        row + &format!("{:>10}", cell(self.percentile(100.0, 1)))
-    }
-}
+use crate::metrics::durations::{Durations, HEADING, environment};
 
 /// A run.
 #[derive(Clone, Debug, Default)]
@@ -142,7 +73,7 @@ impl Report {
             "itl_ms": self.itl.to_json(),
             "e2e_ms": self.e2e.to_json(),
             "service_ms": self.service.to_json(),
-            "environment": environment(),
+            "environment": environment(&[]),
         })
     }
 
@@ -167,7 +98,7 @@ impl Report {
                 self.late
             );
         }
-        text += "ms                  n       p50       p95       p99     p99.9       max\n";
+        text += HEADING;
         for (name, durations) in [
             ("queue", &self.queue),
             ("TTFT", &self.ttft),
@@ -181,19 +112,6 @@ impl Report {
         }
         text
     }
-}
-
-/// The machine, as far as a reader of figures needs it.
-fn environment() -> Value {
-    let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
-    let cpuinfo = read("/proc/cpuinfo");
-    let cpu = cpuinfo.lines().find_map(|line| line.strip_prefix("model name")?.split(": ").nth(1));
-    json!({
-        "cpu": cpu.unwrap_or("unknown"),
-        "cores": std::thread::available_parallelism().map_or(0, usize::from),
-        "kernel": read("/proc/sys/kernel/osrelease").trim(),
-        "features": [],
-    })
 }
 
 #[cfg(test)]

@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use super::message::Message;
 use super::tasks::Rank;
+use crate::net::Waker;
 
 /// The message could not be taken now; it comes back. Try again after a `poll`.
 #[derive(Debug)]
@@ -41,6 +42,22 @@ pub trait Fabric {
 
     /// What has arrived.
     fn poll(&mut self) -> Option<Arrival>;
+
+    /// Whether it goes on after a death, with `Arrival::Survivors`.
+    fn survives(&self) -> bool {
+        false
+    }
+
+    /// What is written when something has arrived; None: it must be polled to know.
+    fn waker(&self) -> Option<&Waker> {
+        None
+    }
+
+    /// Ends it: all that was sent is delivered, or its receiver is dead. To be called by every
+    /// rank, once, and polled until true.
+    fn close(&mut self) -> bool {
+        true
+    }
 }
 
 /// Which rank is on which node.

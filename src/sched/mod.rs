@@ -21,13 +21,18 @@
 pub mod cost;
 pub mod executor;
 pub mod fabric;
+mod figures;
 mod ledger;
+pub mod local;
 pub mod message;
+pub mod progress;
 pub mod queue;
 pub mod quiesce;
 pub mod rank;
+pub mod report;
 pub mod sim;
 pub mod steal;
+mod summary;
 pub mod tally;
 pub mod tasks;
 pub mod workload;

@@ -19,6 +19,7 @@
 //! and descriptors, `sim` a virtual world; both run the same code.
 
 pub mod cost;
+pub mod driver;
 pub mod executor;
 pub mod fabric;
 mod figures;
@@ -31,8 +32,10 @@ pub mod quiesce;
 pub mod rank;
 pub mod report;
 pub mod sim;
+pub mod sleep;
 pub mod steal;
 mod summary;
 pub mod tally;
 pub mod tasks;
+pub mod worker;
 pub mod workload;

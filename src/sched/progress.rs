@@ -34,6 +34,9 @@ pub struct RankStatus {
 }
 
 impl RankStatus {
+    /// Bytes of an encoded one.
+    pub const BYTES: usize = 48;
+
     /// Appends its bytes: the numbers as they stand above, little-endian.
     pub fn encode(&self, out: &mut Vec<u8>) {
         [self.done, self.failed, self.tokens].iter().for_each(|n| out.extend(n.to_le_bytes()));

@@ -85,6 +85,11 @@ impl Quiesce {
         }
     }
 
+    /// What is done here.
+    pub fn own(&self) -> u64 {
+        self.own
+    }
+
     /// What is done here and below.
     pub fn sum(&self) -> u64 {
         self.own + self.children.iter().map(|(_, sum)| sum).sum::<u64>()

@@ -567,6 +567,11 @@ impl<S: Source> Core<S> {
         self.quiesce.sum()
     }
 
+    /// The mass that is done here.
+    pub fn own_mass_done(&self) -> u64 {
+        self.quiesce.own()
+    }
+
     /// The ranks that live, in ascending order; the first is the root.
     pub fn alive(&self) -> &[Rank] {
         &self.alive

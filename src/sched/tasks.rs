@@ -129,6 +129,11 @@ pub trait Source {
 
     /// Takes note of how long a task held its slot.
     fn measured(&mut self, size: Size, busy_us: u64);
+
+    /// Tasks that were passed over, since an earlier run had done them.
+    fn skipped_rows(&self) -> u64 {
+        0
+    }
 }
 
 #[cfg(test)]

@@ -1,0 +1,122 @@
+//! An executor whose tasks are sleeps, for scaling studies without a backend.
+
+use std::cmp::Reverse;
+use std::collections::{BinaryHeap, VecDeque};
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::executor::{Completion, End, Executor, ExecutorFactory};
+use super::tally::{Sample, Tally};
+use super::tasks::Task;
+use super::workload::Workload;
+use crate::clock::Instant;
+use crate::net::{Reactor, Readiness, Token};
+
+const TIMER: Token = Token::single(1);
+
+/// Sleeps as long as a workload says.
+#[derive(Debug)]
+pub struct SleepFactory {
+    /// How long.
+    pub workload: Arc<Workload>,
+    /// Sleeps at once of the whole rank.
+    pub slots: usize,
+}
+
+impl ExecutorFactory for SleepFactory {
+    type Executor = SleepExecutor;
+
+    fn open(&self, _: &mut Reactor, worker: usize, workers: usize) -> io::Result<SleepExecutor> {
+        Ok(SleepExecutor {
+            workload: self.workload.clone(),
+            slots: self.slots / workers + usize::from(worker < self.slots % workers),
+            sleeping: BinaryHeap::new(),
+            tasks: Vec::new(),
+            ended: VecDeque::new(),
+            tally: Tally::default(),
+        })
+    }
+}
+
+/// The sleeps of one worker.
+#[derive(Debug)]
+pub struct SleepExecutor {
+    workload: Arc<Workload>,
+    slots: usize,
+    /// When each ends, and where its task is.
+    sleeping: BinaryHeap<Reverse<(Instant, usize)>>,
+    tasks: Vec<(Instant, Option<Task>)>,
+    ended: VecDeque<Task>,
+    tally: Tally,
+}
+
+impl SleepExecutor {
+    fn end(&mut self, now: Instant, since: Instant, task: Task) {
+        // Its work is what it was to sleep; that it woke late is the scheduler's loss, and must not
+        // count as work done.
+        let busy_us = self.workload.duration_us(task.at) as u64;
+        let latency_us = now.micros_since(since);
+        let sample = Sample { ok: true, latency_us, busy_us, ..Sample::default() };
+        self.tally.record(&sample);
+        self.ended.push_back(task);
+    }
+}
+
+impl Executor for SleepExecutor {
+    fn room(&self) -> usize {
+        self.slots - self.sleeping.len()
+    }
+
+    fn slots(&self) -> usize {
+        self.slots
+    }
+
+    fn start(&mut self, reactor: &mut Reactor, task: Task) {
+        let us = self.workload.duration_us(task.at);
+        let now = reactor.now;
+        if us <= 0.0 {
+            return self.end(now, now, task);
+        }
+        let at = now + Duration::from_nanos((us * 1e3) as u64);
+        let index = match self.tasks.iter().position(|(_, task)| task.is_none()) {
+            Some(index) => index,
+            None => {
+                self.tasks.push((now, None));
+                self.tasks.len() - 1
+            }
+        };
+        self.tasks[index] = (now, Some(task));
+        self.sleeping.push(Reverse((at, index)));
+        reactor.timers.set(at, TIMER);
+    }
+
+    fn event(&mut self, _: &mut Reactor, _: Token, _: Readiness) {}
+
+    fn timer(&mut self, reactor: &mut Reactor, _: Instant, _: Token) {
+        while let Some(Reverse((at, _))) = self.sleeping.peek()
+            && *at <= reactor.now
+        {
+            let Some(Reverse((_, index))) = self.sleeping.pop() else { return };
+            if let (since, Some(task)) = (self.tasks[index].0, self.tasks[index].1.take()) {
+                self.end(reactor.now, since, task);
+            }
+        }
+    }
+
+    fn turn(&mut self, _: &mut Reactor) -> bool {
+        false
+    }
+
+    fn next_completion(&mut self) -> Option<Completion> {
+        let task = self.ended.pop_front()?;
+        let busy_us = self.workload.duration_us(task.at) as u64;
+        Some(Completion { task, end: End::Done { ok: true, busy_us, tokens: 0 } })
+    }
+
+    fn take_tally(&mut self) -> Tally {
+        self.tally.take()
+    }
+
+    fn drain(&mut self) {}
+}

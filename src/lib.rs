@@ -38,3 +38,6 @@ pub mod prng;
 pub mod proto;
 pub mod sched;
 pub mod wire;
+
+/// What was built in besides the default.
+pub const FEATURES: &[&str] = &[];

@@ -5,6 +5,7 @@
 
 mod client;
 mod flags;
+mod schedule;
 mod serve;
 
 use std::ffi::OsString;
@@ -23,6 +24,8 @@ pub enum Error {
     Failed(String),
     /// It failed, and has said so already.
     Reported,
+    /// It ended with a code of its own, and has said why.
+    Exit(ExitCode),
 }
 
 /// A subcommand.
@@ -35,7 +38,7 @@ struct Command {
     run: fn(&flags::Parsed) -> Result<(), Error>,
 }
 
-const COMMANDS: [Command; 2] = [
+const COMMANDS: [Command; 3] = [
     Command {
         name: "serve",
         summary: "the gateway: binary protocol and OpenAI-style HTTP on one port",
@@ -49,6 +52,13 @@ const COMMANDS: [Command; 2] = [
         help: client::HELP,
         flags: client::FLAGS,
         run: client::run,
+    },
+    Command {
+        name: "schedule",
+        summary: "batch inference over ranks: threads, or processes under mpirun",
+        help: schedule::HELP,
+        flags: schedule::FLAGS,
+        run: schedule::run,
     },
 ];
 
@@ -73,6 +83,7 @@ pub fn main() -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(Error::Reported) => ExitCode::from(1),
+        Err(Error::Exit(code)) => code,
         Err(Error::Failed(message)) => {
             eprintln!("cnse: error: {message}");
             ExitCode::from(1)
@@ -116,7 +127,23 @@ pub(crate) fn print(text: &str) -> Result<(), Error> {
 }
 
 fn version() -> String {
-    format!("cnse {}\nfeatures: none\n", env!("CARGO_PKG_VERSION"))
+    let features = if crate::FEATURES.is_empty() { "none" } else { &crate::FEATURES.join(" ") };
+    format!("cnse {}\nfeatures: {features}\n", env!("CARGO_PKG_VERSION"))
+}
+
+/// Sends log lines to stderr, from the level on that `--log` names.
+fn log_level(parsed: &flags::Parsed) -> Result<(), Error> {
+    let level = match parsed.text("log").unwrap_or("info") {
+        "error" => log::LevelFilter::Error,
+        "warn" => log::LevelFilter::Warn,
+        "info" => log::LevelFilter::Info,
+        "debug" => log::LevelFilter::Debug,
+        other => {
+            return Err(Error::Usage(format!("--log {other}: not error, warn, info or debug")));
+        }
+    };
+    crate::log::init(level);
+    Ok(())
 }
 
 fn overview() -> String {

@@ -99,16 +99,7 @@ const OPENAI_INFLIGHT: u32 = 1024;
 const RESERVED_DESCRIPTORS: u64 = 256;
 
 pub fn run(parsed: &Parsed) -> Result<(), Error> {
-    let level = match parsed.text("log").unwrap_or("info") {
-        "error" => log::LevelFilter::Error,
-        "warn" => log::LevelFilter::Warn,
-        "info" => log::LevelFilter::Info,
-        "debug" => log::LevelFilter::Debug,
-        other => {
-            return Err(Error::Usage(format!("--log {other}: not error, warn, info or debug")));
-        }
-    };
-    crate::log::init(level);
+    super::log_level(parsed)?;
     let secret = |name: &str| match std::env::var(name) {
         Ok(value) if value.is_empty() => Ok(None),
         Ok(value) => Ok(Some(value)),

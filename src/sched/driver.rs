@@ -94,6 +94,8 @@ pub struct Ended {
     pub failures: Vec<(Rank, String)>,
     /// Ranks that died.
     pub dead: Vec<Rank>,
+    /// At the root: what was counted since the last `watch`.
+    pub rest: Tally,
     /// Whether this is the root.
     pub root: bool,
 }
@@ -248,7 +250,8 @@ impl<'d, F: Fabric, S: Source> Driver<'d, F, S> {
         let over = self.core.over().cloned().unwrap_or(Over::Done);
         let root = self.core.alive()[0] == me;
         let reports = self.gathered.reports.into_values().collect();
-        Ok(Ended { over, reports, failures: self.failures, dead: self.dead, root })
+        let rest = self.gathered.since;
+        Ok(Ended { over, reports, failures: self.failures, dead: self.dead, rest, root })
     }
 
     /// True: there is more to do at once.
@@ -398,15 +401,20 @@ impl<'d, F: Fabric, S: Source> Driver<'d, F, S> {
         self.tick_at = self.now + TICK;
         self.collect();
         self.shared.ask_tallies();
-        let status = self.status();
-        let since = self.since_told.take();
+        self.tell_status();
+        if self.core.alive()[0] == self.core.config().rank {
+            let ranks: Vec<RankStatus> = self.gathered.statuses.values().copied().collect();
+            let since = self.gathered.since.take();
+            self.hooks.watch(self.now, &ranks, &since);
+        }
+    }
+
+    fn tell_status(&mut self) {
+        let (status, since) = (self.status(), self.since_told.take());
         let root = self.core.alive()[0];
         if root == self.core.config().rank {
             self.gathered.statuses.insert(root, status);
             self.gathered.since.merge(&since);
-            let ranks: Vec<RankStatus> = self.gathered.statuses.values().copied().collect();
-            let since = self.gathered.since.take();
-            self.hooks.watch(self.now, &ranks, &since);
         } else {
             let mut bytes = vec![TELLS_STATUS];
             status.encode(&mut bytes);
@@ -497,6 +505,7 @@ impl<'d, F: Fabric, S: Source> Driver<'d, F, S> {
         let me = self.core.config().rank;
         self.shared.order(Order::Quit);
         let report = self.report();
+        self.tell_status();
         let failure = self.hooks.close().err().unwrap_or_default();
         let mut bytes = vec![TELLS_END];
         bytes.extend(u32::try_from(failure.len()).unwrap_or(0).to_le_bytes());

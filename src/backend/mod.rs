@@ -8,10 +8,12 @@
 
 mod answer;
 pub mod builtin;
+pub mod discover;
 pub mod engine;
 mod llama;
 mod openai;
 pub mod pool;
+pub mod prober;
 
 use crate::wire::frame::{ErrorCode, FinishReason};
 use crate::wire::http1::ResponseHead;

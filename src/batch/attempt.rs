@@ -176,7 +176,8 @@ impl Attempt {
             }
             Work::Prompt(prompt) => {
                 let key = row::prompt_key(&prompt.key, &prompt.prompt, task.at);
-                let messages = json!([{ "role": "user", "content": prompt.prompt }]).to_string();
+                let message = json!([{ "role": "user", "content": prompt.prompt }]);
+                let messages = if prompt.is_chat { message.to_string() } else { String::new() };
                 let asked = Asked::Prompt(prompt.clone(), messages);
                 (key, row::prompt_custom_id(task.at), asked, 1)
             }
@@ -235,7 +236,9 @@ impl Attempt {
         match &self.asked {
             Asked::Row(row) => row.url.len() + row.body.len(),
             Asked::Prompt(prompt, messages) => {
-                messages.len() + prompt.options.extra.as_ref().map_or(0, String::len)
+                messages.len()
+                    + prompt.prompt.len()
+                    + prompt.options.extra.as_ref().map_or(0, String::len)
             }
         }
     }

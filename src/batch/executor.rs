@@ -8,26 +8,25 @@
 //! Invariants: a task that was started ends once, with one result line, or is returned; never more
 //! of them are at a server than it has places.
 
-use std::collections::VecDeque;
 use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::attempt::{Attempt, Invalid, Stage, error_word};
+use super::attempt::{Attempt, Stage};
 use super::binary::{Links, Told};
 use super::factory::{Shared, share};
-use super::result::{self, Outcome};
+use super::ledger::Ledger;
 use super::retry::{Verdict, judge};
 use super::servers::{Endpoint, Server};
-use super::watch::Subscription;
+use super::watch::{News, Subscription};
 use crate::backend::engine::{Engine, Flow, Timeouts};
 use crate::backend::pool::{self, Ask, Grant, Health, Pool, PoolConfig, Ticket};
 use crate::backend::{Failure, Finished, Output};
 use crate::clock::Instant;
 use crate::net::{Reactor, Readiness, Slab, Token};
 use crate::prng::Prng;
-use crate::sched::executor::{Completion, End, Executor};
-use crate::sched::tally::{Sample, Tally};
+use crate::sched::executor::{Completion, Executor};
+use crate::sched::tally::Tally;
 use crate::sched::tasks::Task;
 use crate::wire::frame::ErrorCode;
 
@@ -44,6 +43,9 @@ const TICK: Duration = Duration::from_millis(250);
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// Between two tokens: twice what the gateway allows, since nobody watches.
 const TOKEN_TIMEOUT: Duration = Duration::from_secs(120);
+/// A server whose health check finds nobody for so long is gone, and so is what it was doing: a host
+/// that lost its power closes no connection.
+const GONE_AFTER: Duration = Duration::from_secs(30);
 /// Requests that are tried again go ahead of those that were never sent.
 const PRIORITIES: (u8, u8) = (0, 1);
 /// Behind people who ask the same gateway, who have 128.
@@ -65,8 +67,7 @@ pub struct BatchExecutor {
     over: Vec<Token>,
     /// Connections that have more to read.
     ready: Vec<Token>,
-    completions: VecDeque<Completion>,
-    tally: Tally,
+    ledger: Ledger,
     prng: Prng,
     draining: bool,
     /// When the last turn began.
@@ -85,6 +86,8 @@ struct Seat {
     is_up: Option<bool>,
     /// It asked to be left alone until then.
     held_until: Instant,
+    /// Since when its health check has found nobody.
+    down_since: Option<Instant>,
 }
 
 /// The queue is bounded by what the worker starts, and waits as long as it takes.
@@ -113,12 +116,12 @@ impl Executor for BatchExecutor {
     }
 
     fn start(&mut self, reactor: &mut Reactor, task: Task) {
-        if self.draining || self.is_none_up() {
-            return self.completions.push_back(Completion { task, end: End::Returned });
+        if self.draining || self.is_none_up(reactor.now) {
+            return self.ledger.give_back(task);
         }
         let shared = self.shared.clone();
         match Attempt::new(&shared.config.work, task, reactor.now) {
-            Err(invalid) => self.refuse(*invalid),
+            Err(invalid) => self.ledger.refuse(*invalid),
             Ok(mut attempt) => {
                 attempt.tries = shared.remembered(attempt.task.at);
                 let token = self.attempts.insert(attempt);
@@ -140,7 +143,7 @@ impl Executor for BatchExecutor {
                 let mut sink = |tag, what: Told<'_>| link_told(attempts, over, now, tag, what);
                 links.event(reactor, token, readiness, &mut sink)
             }
-            _ if token == WAKER => return self.news(reactor),
+            _ if token == WAKER => return self.news(now),
             _ => false,
         };
         if more {
@@ -199,11 +202,11 @@ impl Executor for BatchExecutor {
     }
 
     fn next_completion(&mut self) -> Option<Completion> {
-        self.completions.pop_front()
+        self.ledger.next_completion()
     }
 
     fn take_tally(&mut self) -> Tally {
-        std::mem::take(&mut self.tally)
+        self.ledger.take_tally()
     }
 
     fn drain(&mut self) {
@@ -229,7 +232,8 @@ impl BatchExecutor {
         let limit = config.timeout;
         let timeouts = Timeouts {
             connect: CONNECT_TIMEOUT.min(limit),
-            first_token: limit,
+            // The sweeper's moment comes first, and its message says what happened.
+            first_token: limit.saturating_mul(2),
             token: TOKEN_TIMEOUT.min(limit),
         };
         let peers = config.servers.iter().map(|server| {
@@ -239,13 +243,14 @@ impl BatchExecutor {
             };
             (server.name.clone(), token, server.address)
         });
-        let targets = config.servers.iter().map(|server| server.http().1).collect();
+        let targets = config.servers.iter().map(|server| server.http()).collect();
         let names: Vec<String> = config.servers.iter().map(|s| s.name.clone()).collect();
         let places = config.servers.iter().zip(&config.permits).enumerate();
         let seat = |(server, (of, &permits)): (usize, (&Server, &u32))| Seat {
             places: share(permits, server, worker, workers),
             is_up: of.address.map(|_| true),
             held_until: Instant::default(),
+            down_since: None,
         };
         let mut executor = BatchExecutor {
             seats: places.map(seat).collect(),
@@ -255,8 +260,7 @@ impl BatchExecutor {
             attempts: Slab::new(ATTEMPT),
             over: Vec::new(),
             ready: Vec::new(),
-            completions: VecDeque::new(),
-            tally: Tally::default(),
+            ledger: Ledger::new(shared.clone()),
             prng: Prng::new(config.seed ^ (worker as u64) << 32),
             draining: false,
             last_turn: reactor.now,
@@ -271,7 +275,7 @@ impl BatchExecutor {
 
     /// Lets an attempt have a place, or wait for one.
     fn ask(&mut self, reactor: &mut Reactor, token: Token) {
-        if self.draining || self.is_none_up() {
+        if self.draining || self.is_none_up(reactor.now) {
             return self.give_back(token);
         }
         let Some(attempt) = self.attempts.get_mut(token) else { return };
@@ -312,8 +316,7 @@ impl BatchExecutor {
             let sent = self.links.send(reactor, server, token.0, &infer);
             sent.map(|(link, id)| Stage::Binary(link, id))
         } else {
-            let dialect = config.servers[server].http().0;
-            let call = attempt.call(dialect);
+            let call = attempt.call(config.servers[server].dialect());
             call.and_then(|call| self.engine.submit(reactor, server, token.0, call))
                 .map(Stage::Http)
         };
@@ -383,14 +386,15 @@ impl BatchExecutor {
             // Whoever else would go there would hear the same.
             self.seats[server].held_until = now + asked.unwrap_or(wait);
             self.apply(now, server);
+            self.return_if_none_up(now);
         }
         if verdict == Verdict::Away {
             self.seats[server].is_up = Some(false);
             self.ask(reactor, token);
-            self.return_if_none_up();
+            self.return_if_none_up(now);
         } else if verdict == Verdict::Final || late {
             self.finish(now, token, server, Err(failure));
-        } else if self.draining {
+        } else if self.draining || self.is_none_up(now) {
             self.give_back(token);
         } else if let Some(attempt) = self.attempts.get_mut(token) {
             attempt.stage = Stage::Waiting(now + wait);
@@ -406,64 +410,18 @@ impl BatchExecutor {
         server: usize,
         result: Result<Finished, Failure>,
     ) {
-        let Some(mut attempt) = self.attempts.remove(token) else { return };
-        let config = &self.shared.config;
-        let word = result.as_ref().err().map(error_word);
-        if let Some(results) = &config.results {
-            let mut line = Vec::new();
-            match &result {
-                Ok(finished) => attempt.encode_result(&mut line, finished),
-                Err(failure) => {
-                    let code = word.as_deref().unwrap_or_default();
-                    attempt.encode_failure(&mut line, code, failure);
-                }
-            }
-            results(line);
+        if let Some(attempt) = self.attempts.remove(token) {
+            self.ledger.finish(now, attempt, server, result);
         }
-        let finished = result.ok();
-        let ok = finished.is_some();
-        let queue = attempt.dispatched.micros_since(attempt.started);
-        self.tally.record(&Sample {
-            ok,
-            queue_us: queue + attempt.server_queue_us,
-            ttft_us: attempt.first.map(|first| first.micros_since(attempt.dispatched)),
-            latency_us: now.micros_since(attempt.dispatched),
-            busy_us: attempt.busy_us,
-            prompt_tokens: finished.map_or(0, |finished| finished.prompt_tokens),
-            completion_tokens: finished.map_or(0, |finished| finished.completion_tokens),
-            retries: attempt.tries.min(config.retries),
-            error: word.as_deref(),
-            server: &config.servers[server].name,
-        });
-        let end = End::Done {
-            ok,
-            busy_us: attempt.busy_us,
-            tokens: finished.map_or(0, |finished| finished.completion_tokens),
-        };
-        self.completions.push_back(Completion { task: attempt.task, end });
-    }
-
-    /// Ends a task whose row is bad.
-    fn refuse(&mut self, invalid: Invalid) {
-        let Invalid { task, key, custom_id, message } = invalid;
-        let code = "invalid_row";
-        if let Some(results) = &self.shared.config.results {
-            let mut line = Vec::new();
-            let outcome = Outcome::Error { code, message: &message };
-            result::encode(&mut line, key, &custom_id, &outcome);
-            results(line);
-        }
-        self.tally.record(&Sample { error: Some(code), ..Sample::default() });
-        let end = End::Done { ok: false, busy_us: 0, tokens: 0 };
-        self.completions.push_back(Completion { task, end });
     }
 
     /// Gives a task back that holds no place.
     fn give_back(&mut self, token: Token) {
         self.pool.withdraw(Ticket { core: 0, request: token });
-        let Some(attempt) = self.attempts.remove(token) else { return };
-        self.shared.remember(attempt.task.at, attempt.tries);
-        self.completions.push_back(Completion { task: attempt.task, end: End::Returned });
+        if let Some(attempt) = self.attempts.remove(token) {
+            self.shared.remember(attempt.task.at, attempt.tries);
+            self.ledger.give_back(attempt.task);
+        }
     }
 
     /// Gives all tasks back that hold no place.
@@ -475,30 +433,63 @@ impl BatchExecutor {
         }
     }
 
-    fn return_if_none_up(&mut self) {
-        if self.is_none_up() {
+    fn return_if_none_up(&mut self, now: Instant) {
+        if self.is_none_up(now) {
             self.return_unsent();
         }
     }
 
-    /// Whether every server that this worker has a place at is known to be down.
-    fn is_none_up(&self) -> bool {
-        self.seats.iter().all(|seat| seat.places == 0 || seat.is_up == Some(false))
+    /// Whether every server that this worker has a place at is known to be down, or wants to be left
+    /// alone for longer than a request would wait by itself.
+    fn is_none_up(&self, now: Instant) -> bool {
+        let patience = now + self.shared.config.backoff.max;
+        let is_away = |seat: &Seat| seat.is_up == Some(false) || seat.held_until > patience;
+        self.seats.iter().all(|seat| seat.places == 0 || is_away(seat))
     }
 
     /// Takes the health thread's news.
-    fn news(&mut self, reactor: &mut Reactor) {
+    fn news(&mut self, now: Instant) {
         self.subscription.waker().looking();
         while let Some(news) = self.subscription.next() {
-            let server = news.server;
-            self.seats[server].is_up = Some(matches!(news.health, Health::Up { .. }));
-            if let Some(address) = news.address {
-                self.engine.set_address(server, Some(address));
-                self.links.set_address(server, address);
-            }
-            self.apply(reactor.now, server);
+            self.hear(now, news);
         }
-        self.return_if_none_up();
+        self.return_if_none_up(now);
+    }
+
+    fn hear(&mut self, now: Instant, news: News) {
+        let News { server, health, address } = news;
+        if let Some(address) = address {
+            self.engine.set_address(server, Some(address));
+            self.links.set_address(server, address);
+        }
+        let seat = &mut self.seats[server];
+        seat.is_up = Some(matches!(health, Health::Up { .. }));
+        if matches!(health, Health::Down { .. }) {
+            let since = *seat.down_since.get_or_insert(now);
+            if now.since(since) >= GONE_AFTER {
+                self.abandon(server);
+            }
+        } else {
+            seat.down_since = None;
+        }
+        self.apply(now, server);
+    }
+
+    /// Ends the tries that are under way at a server that is gone.
+    fn abandon(&mut self, server: usize) {
+        for token in self.attempts.tokens() {
+            if let Some(attempt) = self.attempts.get_mut(token)
+                && attempt.grant.is_some_and(|grant| grant.backend == server)
+                && attempt.ended.is_none()
+            {
+                let name = &self.shared.config.servers[server].name;
+                let message = format!("{name} does not answer its health check any more");
+                attempt.end(Err(Failure::backend(ErrorCode::Backend, message)));
+                let stage = attempt.stage;
+                self.stop(stage);
+                self.over.push(token);
+            }
+        }
     }
 
     /// Lets the pool know whether a server can be used.

@@ -9,6 +9,7 @@ pub mod attempt;
 mod binary;
 pub mod executor;
 pub mod factory;
+mod ledger;
 pub mod result;
 pub mod retry;
 pub mod row;

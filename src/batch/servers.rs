@@ -10,7 +10,7 @@ use crate::backend::engine::Target;
 
 /// The port of `cnse serve`.
 const GATEWAY_PORT: u16 = 5050;
-/// How long a gateway may take to say that it takes the key.
+/// How long a server may take to say that it takes the key.
 const KEY_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// A server as it was given.
@@ -124,12 +124,12 @@ fn parse_server(server: &str, key: Option<&str>) -> Result<ServerSpec, String> {
 pub fn probe(spec: &ServerSpec) -> Result<Probed, String> {
     let wrong = |error: String| format!("{}: {error}", spec.name);
     let found = discover::ask(&spec.target).map_err(wrong)?;
-    if spec.is_gateway {
-        let (status, _) = discover::get(&spec.target, found.address, "/props", KEY_TIMEOUT)
-            .map_err(|error| wrong(error.to_string()))?;
-        if matches!(status, 401 | 403) {
-            return Err(wrong("it refuses the key: set CNSE_API_KEY".to_owned()));
-        }
+    // Known now, it costs a message; later, the whole input.
+    let (status, _) = discover::get(&spec.target, found.address, "/v1/models", KEY_TIMEOUT)
+        .map_err(|error| wrong(error.to_string()))?;
+    if matches!(status, 401 | 403) {
+        let key = if spec.key.is_some() { "refuses the key" } else { "wants a key" };
+        return Err(wrong(format!("it {key}: set CNSE_API_KEY")));
     }
     Ok(Probed { dialect: found.dialect, slots: found.slots, address: found.address })
 }
@@ -167,22 +167,25 @@ impl ServerSpec {
 }
 
 impl Server {
+    /// What its HTTP side speaks.
+    pub fn dialect(&self) -> Dialect {
+        match self.endpoint {
+            Endpoint::Http { dialect, .. } => dialect,
+            Endpoint::Binary { .. } => Dialect::OpenAi,
+        }
+    }
+
     /// Its HTTP side.
-    pub fn http(&self) -> (Dialect, Target) {
+    pub fn http(&self) -> Target {
         match &self.endpoint {
-            Endpoint::Http { dialect, target } => {
-                (*dialect, Target { address: self.address, ..target.clone() })
-            }
-            Endpoint::Binary { authority, token } => {
-                let target = Target {
-                    name: self.name.clone(),
-                    authority: authority.clone(),
-                    prefix: String::new(),
-                    authorization: token.as_ref().map(|token| format!("Bearer {token}")),
-                    address: self.address,
-                };
-                (Dialect::OpenAi, target)
-            }
+            Endpoint::Http { target, .. } => Target { address: self.address, ..target.clone() },
+            Endpoint::Binary { authority, token } => Target {
+                name: self.name.clone(),
+                authority: authority.clone(),
+                prefix: String::new(),
+                authorization: token.as_ref().map(|token| format!("Bearer {token}")),
+                address: self.address,
+            },
         }
     }
 }

@@ -140,10 +140,9 @@ fn lock(shared: &Mutex<Shared>) -> std::sync::MutexGuard<'_, Shared> {
 
 /// A gateway says under `/health`, as llama-server does, whether it can serve.
 fn prober(server: &Server, permits: u32) -> Prober {
-    let (dialect, target) = server.http();
     let dialect = match server.endpoint {
         Endpoint::Binary { .. } => Dialect::Llama,
-        Endpoint::Http { .. } => dialect,
+        Endpoint::Http { dialect, .. } => dialect,
     };
-    Prober::new(dialect, target, Some(permits))
+    Prober::new(dialect, server.http(), Some(permits))
 }

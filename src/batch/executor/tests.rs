@@ -16,7 +16,7 @@ use super::super::servers::parse_servers;
 use super::*;
 use crate::backend::Dialect;
 use crate::clock::MonotonicClock;
-use crate::sched::executor::ExecutorFactory;
+use crate::sched::executor::{End, ExecutorFactory};
 
 /// Longer than any test takes; a test that waits so long has failed.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -183,6 +183,12 @@ impl Rig {
         }
     }
 
+    /// As if the health thread had found it so.
+    fn hear(&mut self, health: Health) {
+        let news = News { server: 0, health, address: None };
+        self.executor.hear(self.reactor.now, news);
+    }
+
     fn until(&mut self, what: &str, check: impl Fn(&Rig) -> bool) {
         let end = std::time::Instant::now() + PATIENCE;
         while !check(self) {
@@ -321,7 +327,7 @@ fn retry_after_is_waited_for_and_the_server_left_alone() {
         0 => Reply::Answer(429, "Retry-After: 1\r\n", String::new()),
         _ => ok(),
     });
-    let mut rig = Rig::new(&fake.url(), |_| {});
+    let mut rig = Rig::new(&fake.url(), |config| config.backoff.max = PATIENCE);
     let began = std::time::Instant::now();
     rig.start(0, ROW);
     rig.until("the server is left alone", |rig| rig.executor.slots() == 0);
@@ -330,6 +336,37 @@ fn retry_after_is_waited_for_and_the_server_left_alone() {
     assert!(began.elapsed() >= Duration::from_secs(1));
     assert!(rig.ends.values().all(|end| is_done(end, true)));
     assert_eq!((fake.hits(), rig.executor.slots()), (3, 4));
+}
+
+#[test]
+fn a_server_that_asks_for_a_long_rest_keeps_no_task() {
+    let fake = Fake::start(|_, _| Reply::Answer(429, "Retry-After: 3600\r\n", String::new()));
+    let mut rig = Rig::new(&fake.url(), |config| config.permits = vec![1]);
+    rig.start(0, ROW);
+    rig.start(1, ROW);
+    rig.until("both are returned", |rig| rig.ends.len() == 2);
+    assert!(rig.ends.values().all(|end| *end == End::Returned));
+    assert_eq!((fake.hits(), rig.executor.slots()), (1, 0));
+}
+
+#[test]
+fn what_a_server_was_doing_when_it_vanished_goes_elsewhere() {
+    let silent = Fake::start(|_, _| Reply::Silence);
+    let other = Fake::start(|_, _| ok());
+    let mut rig = Rig::new(&format!("{},{}", silent.url(), other.url()), |_| {});
+    rig.start(0, ROW);
+    let hits = silent.hits.clone();
+    rig.until("it is asked", |_| hits.load(Ordering::SeqCst) == 1);
+    rig.hear(Health::Down { reason: "no answer".to_owned() });
+    assert!(rig.executor.over.is_empty(), "one look says little");
+    rig.executor.seats[0].down_since = Some(Instant::default());
+    let before = rig.reactor.now;
+    rig.reactor.now = before + GONE_AFTER;
+    rig.hear(Health::Down { reason: "no answer".to_owned() });
+    rig.reactor.now = before;
+    rig.until("the row ends", |rig| rig.ends.len() == 1);
+    assert!(is_done(&rig.ends[&0], true));
+    assert_eq!((silent.hits(), other.hits()), (1, 1));
 }
 
 #[test]
@@ -392,8 +429,10 @@ fn a_row_that_was_given_back_keeps_its_tries() {
     rig.until("the first try fails", |_| hits.load(Ordering::SeqCst) == 1);
     rig.until("it waits", |rig| rig.executor.room() == 4);
     // As if the health thread had found the server down.
-    rig.executor.seats[0].is_up = Some(false);
-    rig.executor.return_if_none_up();
+    let reason = "gone".to_owned();
+    let health = Health::Down { reason };
+    rig.hear(health);
+    rig.executor.return_if_none_up(rig.reactor.now);
     rig.until("it is returned", |rig| rig.ends.len() == 1);
     rig.until("the server is found", |rig| rig.executor.seats[0].is_up == Some(true));
     rig.start(0, ROW);

@@ -3,7 +3,7 @@
 use serde::Deserialize;
 use serde_json::{Map, Number, Value};
 
-use super::{Failure, FailureKind};
+use super::{Answer, Failure, FailureKind};
 use crate::wire::frame::{ErrorCode, FinishReason};
 use crate::wire::http1::ResponseHead;
 use crate::wire::message::Infer;
@@ -23,7 +23,14 @@ pub enum Intake {
     /// Server-sent events.
     Events(SseSplitter),
     /// The body of an answer with a status other than 2xx.
-    Error(u16, Vec<u8>),
+    Error {
+        /// Its status.
+        status: u16,
+        /// Its `Retry-After`, if that is a number of seconds.
+        retry_after_s: Option<u32>,
+        /// What has come of its body.
+        body: Vec<u8>,
+    },
     /// The last output was told.
     Over,
 }
@@ -44,7 +51,8 @@ impl Intake {
     /// For an answer with this head.
     pub fn begin(head: &ResponseHead<'_>) -> Intake {
         if !(200..300).contains(&head.status) {
-            Intake::Error(head.status, Vec::new())
+            let retry_after_s = head.retry_after.and_then(|value| value.trim().parse().ok());
+            Intake::Error { status: head.status, retry_after_s, body: Vec::new() }
         } else if content_type(head).starts_with("text/event-stream") {
             Intake::Events(SseSplitter::new())
         } else {
@@ -62,7 +70,7 @@ impl Intake {
         mut each: impl FnMut(Part<'_>) -> Result<(), Failure>,
     ) -> Result<(), Failure> {
         match self {
-            Intake::Error(_, body) => {
+            Intake::Error { body, .. } => {
                 let room = ERROR_BODY_BYTES_MAX - body.len();
                 body.extend_from_slice(&bytes[..bytes.len().min(room)]);
                 Ok(())
@@ -197,6 +205,16 @@ struct ErrorMembers {
 /// The failure that an answer with a status other than 2xx tells, or an error event (then `status`
 /// is its code).
 pub fn failure(status: u16, body: &[u8]) -> Failure {
+    let answer = Some(Box::new(Answer { status, body: body.to_vec() }));
+    Failure { answer, ..judge(status, body) }
+}
+
+/// The failure of a whole answer with such a status.
+pub fn refusal(status: u16, retry_after_s: Option<u32>, body: &[u8]) -> Failure {
+    Failure { retry_after_s, ..failure(status, body) }
+}
+
+fn judge(status: u16, body: &[u8]) -> Failure {
     let (error, is_openai) = members(body);
     let message = if error.message.is_empty() {
         format!("the backend answered {status}")

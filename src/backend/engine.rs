@@ -493,7 +493,10 @@ impl Upstream {
                 let (tag, mut paused) = (active.tag, self.paused);
                 let started = &mut active.started;
                 let mut tell = |output: Output<'_>| {
-                    *started |= matches!(output, Output::Text { .. } | Output::Body { .. });
+                    *started |= matches!(
+                        output,
+                        Output::Text { .. } | Output::Body { .. } | Output::Progress { .. }
+                    );
                     paused |= sink(tag, output) == Flow::Pause;
                 };
                 match event {

@@ -8,10 +8,12 @@
 
 mod answer;
 pub mod builtin;
+pub mod discover;
 pub mod engine;
 mod llama;
 mod openai;
 pub mod pool;
+pub mod prober;
 
 use crate::wire::frame::{ErrorCode, FinishReason};
 use crate::wire::http1::ResponseHead;
@@ -36,6 +38,12 @@ pub enum Output<'a> {
         content_type: &'a str,
         /// It is to be passed on as it comes, and not collected.
         stream: bool,
+    },
+    /// So many more tokens of an answer that is collected (for a path call): it has begun, though
+    /// there is nothing to pass on yet.
+    Progress {
+        /// How many.
+        tokens: u32,
     },
     /// A part of the answer's body (for a path call).
     Body {
@@ -95,6 +103,17 @@ pub struct Failure {
     pub body: Option<Vec<u8>>,
     /// When to try again.
     pub retry_after_s: Option<u32>,
+    /// What the backend itself answered, if it did.
+    pub answer: Option<Box<Answer>>,
+}
+
+/// A backend's bad answer, as it came.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Answer {
+    /// Its status.
+    pub status: u16,
+    /// Its body, the beginning of one that is long.
+    pub body: Vec<u8>,
 }
 
 impl Failure {
@@ -114,7 +133,15 @@ impl Failure {
     }
 
     fn new(kind: FailureKind, code: ErrorCode, message: String) -> Failure {
-        Failure { kind, code, status: code.http_status(), message, body: None, retry_after_s: None }
+        Failure {
+            kind,
+            code,
+            status: code.http_status(),
+            message,
+            body: None,
+            retry_after_s: None,
+            answer: None,
+        }
     }
 
     /// The body for an HTTP client.

@@ -110,7 +110,7 @@ impl Reader {
 
     pub(super) fn head(&mut self, head: &ResponseHead<'_>, tell: &mut Tell<'_>) {
         self.state = Intake::begin(head);
-        if !self.as_text && !matches!(self.state, Intake::Error(..)) {
+        if !self.as_text && !matches!(self.state, Intake::Error { .. }) {
             let stream = matches!(self.state, Intake::Events(_));
             let content_type = answer::content_type(head);
             tell(Output::Head { status: head.status, content_type, stream });
@@ -176,7 +176,9 @@ impl Reader {
     pub(super) fn end(&mut self, complete: bool, tell: &mut Tell<'_>) {
         match std::mem::replace(&mut self.state, Intake::Over) {
             Intake::Over => {}
-            Intake::Error(status, body) => tell(Output::Fail(answer::failure(status, &body))),
+            Intake::Error { status, retry_after_s, body } => {
+                tell(Output::Fail(answer::refusal(status, retry_after_s, &body)));
+            }
             Intake::Events(splitter) if complete && splitter.is_between_events() => {
                 self.done(tell);
             }
@@ -257,7 +259,7 @@ mod tests {
             Output::Head { status, stream, .. } => told += &format!("[{status} {stream}]"),
             Output::Done(done) => told += &format!("{done:?}"),
             Output::Fail(f) => told += &format!("{:?} {}: {}", f.kind, f.code.name(), f.message),
-            Output::Moved { .. } => {}
+            Output::Moved { .. } | Output::Progress { .. } => {}
         };
         let mut reader = encode(infer).unwrap().reader;
         reader.head(head, &mut tell);

@@ -44,6 +44,16 @@ impl RowOptions {
     }
 }
 
+/// The key of request `number` of `--prompt`.
+pub fn prompt_key(options: &RowOptions, prompt: &str, number: u64) -> Key {
+    options.key(format!("{prompt}\0{number}").as_bytes())
+}
+
+/// What request `number` of `--prompt` is called.
+pub fn prompt_custom_id(number: u64) -> String {
+    format!("request-{number}")
+}
+
 /// A good row.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Row {

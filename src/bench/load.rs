@@ -569,7 +569,7 @@ fn told(
         Output::Body { bytes, tokens } => {
             recorder.text(&mut entry.flight, now, bytes, u64::from(tokens));
         }
-        Output::Head { .. } => {}
+        Output::Head { .. } | Output::Progress { .. } => {}
         Output::Moved { call } => entry.upstream = Token(call),
         Output::Done(finished) => {
             let (prompt_tokens, completion_tokens) =

@@ -1,19 +1,17 @@
 //! `cnse client`: one prompt to the terminal, or many with percentiles.
 
 use std::io::{IsTerminal, Write};
-use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
+use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, SystemTime};
 
+use super::Error;
 use super::flags::{Flag, Parsed};
-use super::{Error, serve};
-use crate::backend::Dialect;
+use crate::backend::discover;
 use crate::bench::load;
 use crate::bench::plan::{Plan, Watcher, Wire};
 use crate::bench::report::Report;
 use crate::limits::{CREDIT_MAX, OPEN_REQUESTS_MAX};
 use crate::net::socket;
-use crate::proto::http_client::{HttpClient, ResponseEvent};
-use crate::wire::http1::RequestLine;
 use crate::wire::message::{Infer, Input, PRIORITY_DEFAULT};
 
 pub const HELP: &str = "\
@@ -218,11 +216,10 @@ fn endpoint(parsed: &Parsed, key: Option<String>) -> Result<(Wire, SocketAddr), 
         return Err(Error::Usage(message));
     }
     if server.starts_with("http://") || server.starts_with("https://") {
-        let mut target = serve::target(server).map_err(Error::Usage)?;
+        let mut target = discover::target(server).map_err(Error::Usage)?;
         target.authorization = key.map(|key| format!("Bearer {key}"));
-        let address = resolve(&target.authority)?;
-        let dialect = dialect(address, &target.authority, &target.prefix)?;
-        return Ok((Wire::Http { dialect, target }, address));
+        let found = discover::ask(&target).map_err(Error::Failed)?;
+        return Ok((Wire::Http { dialect: found.dialect, target }, found.address));
     }
     let authority = match server.strip_prefix("cnse://") {
         Some(authority) => authority.trim_end_matches('/').to_owned(),
@@ -232,46 +229,8 @@ fn endpoint(parsed: &Parsed, key: Option<String>) -> Result<(Wire, SocketAddr), 
             if v6 { format!("[{server}]:{port}") } else { format!("{server}:{port}") }
         }
     };
-    Ok((Wire::Binary { connections: 1, token: key }, resolve(&authority)?))
-}
-
-fn resolve(authority: &str) -> Result<SocketAddr, Error> {
-    let failed = |error: String| Error::Failed(format!("finding {authority}: {error}"));
-    let mut found = authority.to_socket_addrs().map_err(|error| failed(error.to_string()))?;
-    found.next().ok_or_else(|| failed("the name has no address".to_owned()))
-}
-
-/// What an HTTP server is: `/props` with slots says llama-server.
-fn dialect(address: SocketAddr, host: &str, prefix: &str) -> Result<Dialect, Error> {
-    use std::io::Read;
-    let limit = Duration::from_secs(10);
-    let ask = || -> std::io::Result<Vec<u8>> {
-        let mut stream = std::net::TcpStream::connect_timeout(&address, limit)?;
-        stream.set_read_timeout(Some(limit))?;
-        let mut client = HttpClient::new();
-        let target = format!("{prefix}/props");
-        let headers = [("Connection", "close")];
-        let line = RequestLine { method: "GET", target: &target, host, headers: &headers };
-        client.request(&line, None);
-        stream.write_all(client.pending())?;
-        let mut answer = Vec::new();
-        stream.take(1 << 20).read_to_end(&mut answer)?;
-        let (mut input, mut body) = (answer.as_slice(), Vec::new());
-        while let Ok(step) = client.receive(input) {
-            input = &input[step.consumed..];
-            match step.event {
-                Some(ResponseEvent::Body(bytes)) => body.extend_from_slice(bytes),
-                Some(ResponseEvent::End { .. }) => break,
-                Some(ResponseEvent::Head(_)) => {}
-                None if step.consumed == 0 => break,
-                None => {}
-            }
-        }
-        Ok(body)
-    };
-    let body = ask().map_err(|error| Error::Failed(format!("connecting to {address}: {error}")))?;
-    let props: serde_json::Value = serde_json::from_slice(&body).unwrap_or_default();
-    Ok(if props["total_slots"].is_number() { Dialect::Llama } else { Dialect::OpenAi })
+    let address = discover::resolve(&authority).map_err(Error::Failed)?;
+    Ok((Wire::Binary { connections: 1, token: key }, address))
 }
 
 /// Shows a single answer as it comes, and how far many are.

@@ -7,6 +7,7 @@ use super::Error;
 use super::flags::{Flag, Parsed, duration};
 use crate::backend::Dialect;
 use crate::backend::builtin::{BuiltinConfig, Delay};
+use crate::backend::discover::target;
 use crate::backend::engine::{Target, Timeouts};
 use crate::backend::pool::PoolConfig;
 use crate::gateway::{self, BackendConfig, Config};
@@ -263,34 +264,6 @@ fn delay(parsed: &Parsed, name: &str) -> Result<Delay, String> {
         Ok(sigma) if (0.0..=4.0).contains(&sigma) => Ok(Delay::LogNormal { mean, sigma }),
         _ => Err(wrong("sigma is not a number from 0 to 4")),
     }
-}
-
-/// A backend's URL.
-pub fn target(url: &str) -> Result<Target, String> {
-    let Some(rest) = url.strip_prefix("http://") else {
-        return Err(if url.starts_with("https://") {
-            format!("{url}: TLS is not spoken; put a proxy such as stunnel ahead of the backend")
-        } else {
-            format!("{url:?} is not a URL such as http://127.0.0.1:8090")
-        });
-    };
-    let (authority, path) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
-    let bad = |what: &str| format!("{url}: {what}");
-    if authority.is_empty() || authority.contains(['@', '?', '#', ' ']) {
-        return Err(bad("no host, or what does not belong there"));
-    }
-    let port = authority.rsplit_once(':').filter(|(host, _)| !host.ends_with(':'));
-    let has_port = match port {
-        Some((host, port)) if !host.contains(':') || host.ends_with(']') => {
-            port.parse::<u16>().map_err(|_| bad("the port is not a number up to 65535"))?;
-            true
-        }
-        _ => false,
-    };
-    let authority = if has_port { authority.to_owned() } else { format!("{authority}:80") };
-    let prefix = path.trim_end_matches('/').to_owned();
-    let name = url.trim_end_matches('/').to_owned();
-    Ok(Target { name, authority, prefix, authorization: None, address: None })
 }
 
 #[cfg(test)]

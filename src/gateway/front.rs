@@ -111,6 +111,8 @@ impl Front {
                 request.stage = Stage::Running(Some(Token(call)));
                 Flow::Continue
             }
+            // Its client got nothing yet, so that it can be tried elsewhere.
+            Output::Progress { .. } => Flow::Continue,
             Output::Head { status, content_type, stream } => {
                 request.head = Some(Box::new((status, content_type.to_owned(), stream)));
                 Flow::Continue

@@ -4,14 +4,13 @@
 //! connection to the backend, or the built-in backend's job. Cores meet at one point: the pool of
 //! backends with its queue belongs to core 0 (`admission`), so that the order is one order and the
 //! slots are counted once. Names are resolved and health is asked for on a thread of their own
-//! (`prober`), signals are awaited on the main thread.
+//! (`backend::prober`), signals are awaited on the main thread.
 
 mod admission;
 mod connection;
 mod front;
 mod intake;
 mod measure;
-mod prober;
 mod request;
 mod server;
 mod worker;

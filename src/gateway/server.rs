@@ -12,10 +12,10 @@ use nix::sys::signalfd::{SfdFlags, SignalFd};
 
 use super::admission::Message;
 use super::measure::Measures;
-use super::prober::Prober;
 use super::worker::Worker;
 use super::{BackendConfig, Config};
 use crate::backend::engine::Target;
+use crate::backend::prober::Prober;
 use crate::clock::MonotonicClock;
 use crate::net::{Port, mesh, socket};
 

@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use crate::common::{Server, run, text, wait_until};
 
 /// A llama-server on a tiny model.
-fn llama(more: &[&str]) -> Option<Server> {
+pub fn llama(more: &[&str]) -> Option<Server> {
     let binary = std::env::var("CNSE_TEST_LLAMA_SERVER");
     let models = std::env::var("CNSE_TEST_MODELS");
     let (Ok(binary), Ok(models)) = (binary, models) else {

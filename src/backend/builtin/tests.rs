@@ -29,7 +29,7 @@ fn run(builtin: &mut Builtin, infer: &Infer<'_>) -> (String, u32, Vec<Duration>,
                 sum += tokens;
             }
             Output::Done(finished) => end = Some(finished),
-            Output::Head { .. } => {}
+            Output::Head { .. } | Output::Progress { .. } => {}
             other => panic!("{other:?}"),
         });
         match next {

@@ -211,7 +211,7 @@ impl Reader {
 
     pub(super) fn head(&mut self, head: &ResponseHead<'_>, tell: &mut Tell<'_>) {
         self.state = Intake::begin(head);
-        if matches!(self.shape, Shape::Api) && !matches!(self.state, Intake::Error(..)) {
+        if matches!(self.shape, Shape::Api) && !matches!(self.state, Intake::Error { .. }) {
             let stream = matches!(self.state, Intake::Events(_));
             let content_type = answer::content_type(head);
             tell(Output::Head { status: head.status, content_type, stream });
@@ -256,7 +256,12 @@ impl Reader {
         let tokens = self.count(&parsed);
         match &mut self.shape {
             Shape::Api => tell(Output::Body { bytes: event.raw, tokens }),
-            Shape::Collect(collector) => collector.event(event.data)?,
+            Shape::Collect(collector) => {
+                collector.event(event.data)?;
+                if tokens > 0 {
+                    tell(Output::Progress { tokens });
+                }
+            }
             Shape::Text => {
                 let delta = parsed.choices.first().and_then(|choice| choice.delta.as_ref());
                 let text = parsed.content.or(delta.and_then(|delta| delta.content.clone()));
@@ -312,7 +317,9 @@ impl Reader {
     pub(super) fn end(&mut self, complete: bool, tell: &mut Tell<'_>) {
         match std::mem::replace(&mut self.state, Intake::Over) {
             Intake::Over => {}
-            Intake::Error(status, body) => tell(Output::Fail(answer::failure(status, &body))),
+            Intake::Error { status, retry_after_s, body } => {
+                tell(Output::Fail(answer::refusal(status, retry_after_s, &body)));
+            }
             Intake::Events(_) if complete && self.counts.ended => self.done(tell),
             Intake::Plain(tail) if complete && matches!(self.shape, Shape::Api) => {
                 self.counts.prompt = answer::usage_in(&tail).unwrap_or_default().prompt_tokens;

@@ -19,6 +19,7 @@ fn read(infer: &Infer<'_>, events: &[&str], split: usize, complete: bool) -> Str
             told += &format!("{:?} {} {}", d.reason, d.prompt_tokens, d.completion_tokens);
         }
         Output::Fail(f) => told += &format!("{:?} {}: {}", f.kind, f.code.name(), f.message),
+        Output::Progress { tokens } => told += &format!("+{tokens} "),
         Output::Moved { .. } => {}
     };
     let mut reader = encode(infer).unwrap().reader;
@@ -87,7 +88,7 @@ fn a_stream_that_was_asked_for_is_passed_on_as_it_is() {
 
 fn collected(infer: &Infer<'_>, events: &[&str]) -> Value {
     let told = read(infer, events, 17, true);
-    let body = told.strip_prefix("[200 false]").unwrap_or_else(|| panic!("{told}"));
+    let (_, body) = told.split_once("[200 false]").unwrap_or_else(|| panic!("{told}"));
     serde_json::from_str(body.rsplit_once('/').unwrap().0).unwrap()
 }
 
@@ -100,6 +101,8 @@ fn a_plain_completion_is_put_together() {
     let answer = collected(&infer, &NATIVE);
     let wanted = r#"{"index":0,"content":" on \"it","tokens":[],"id_slot":1,"stop":true,"tokens_predicted":4,"tokens_evaluated":6,"generation_settings":{"stream":false},"stop_type":"word","timings":{"predicted_n":4}}"#;
     assert_eq!(answer.to_string(), wanted);
+    // Each token is told as it comes, though the answer is told at the end.
+    assert!(read(&infer, &NATIVE, 17, true).starts_with("+1 +2 +1 [200 false]{"));
     let with_tokens = post("/completion", r#"{"prompt": "a", "return_tokens": true}"#);
     assert_eq!(collected(&with_tokens, &NATIVE)["tokens"], json!([282, 283, 284]));
 }

@@ -4,17 +4,16 @@
 //! turns good, for its slots in `/props`. Of another server any answer to `/v1/models` says that it
 //! is up.
 
-use std::io::{self, Read, Write};
-use std::net::{SocketAddr, TcpStream, ToSocketAddrs};
+use std::io;
+use std::net::{SocketAddr, ToSocketAddrs};
 use std::time::Duration;
 
 use serde::Deserialize;
 
-use crate::backend::Dialect;
-use crate::backend::engine::Target;
-use crate::backend::pool::Health;
-use crate::proto::http_client::{HttpClient, ResponseEvent};
-use crate::wire::http1::RequestLine;
+use super::Dialect;
+use super::discover;
+use super::engine::Target;
+use super::pool::Health;
 
 /// Between two looks at a backend that is up.
 const INTERVAL_UP: Duration = Duration::from_secs(1);
@@ -22,8 +21,6 @@ const INTERVAL_UP: Duration = Duration::from_secs(1);
 const INTERVAL_DOWN: Duration = Duration::from_millis(200);
 /// How long a backend may take to connect and to answer.
 const TIMEOUT: Duration = Duration::from_secs(5);
-/// The most that an answer may have.
-const ANSWER_BYTES_MAX: usize = 4 << 20;
 /// Looks that must fail before a backend that was up counts as down because it answers too slowly.
 const SLOW_LOOKS: u32 = 3;
 
@@ -135,46 +132,6 @@ impl Prober {
     }
 
     fn get(&self, address: SocketAddr, path: &str) -> io::Result<(u16, Vec<u8>)> {
-        let mut stream = TcpStream::connect_timeout(&address, TIMEOUT)?;
-        stream.set_read_timeout(Some(TIMEOUT))?;
-        stream.set_write_timeout(Some(TIMEOUT))?;
-        let mut headers = vec![("Connection", "close")];
-        headers.extend(self.target.authorization.as_deref().map(|a| ("Authorization", a)));
-        let target = format!("{}{path}", self.target.prefix);
-        let host = &self.target.authority;
-        let line = RequestLine { method: "GET", target: &target, host, headers: &headers };
-        let mut client = HttpClient::new();
-        client.request(&line, None);
-        stream.write_all(client.pending())?;
-        client.sent(client.pending().len());
-        let (mut input, mut status, mut body) = (Vec::new(), 0, Vec::new());
-        let mut buffer = [0; 8192];
-        loop {
-            let count = stream.read(&mut buffer)?;
-            input.extend_from_slice(&buffer[..count]);
-            loop {
-                let step = client.receive(&input).map_err(|e| io::Error::other(e.to_string()))?;
-                let (used, stuck) = (step.consumed, step.is_stuck());
-                match step.event {
-                    Some(ResponseEvent::Head(head)) => status = head.status,
-                    Some(ResponseEvent::Body(bytes)) => body.extend_from_slice(bytes),
-                    Some(ResponseEvent::End { .. }) => return Ok((status, body)),
-                    None => {}
-                }
-                input.drain(..used);
-                if stuck {
-                    break;
-                }
-            }
-            if count == 0 {
-                return match client.eof() {
-                    Ok(Some(_)) => Ok((status, body)),
-                    _ => Err(io::Error::other("it closed the connection inside an answer")),
-                };
-            }
-            if body.len() > ANSWER_BYTES_MAX {
-                return Err(io::Error::other(format!("{path} answers without end")));
-            }
-        }
+        discover::get(&self.target, address, path, TIMEOUT)
     }
 }

@@ -57,8 +57,8 @@ pub const BATCH_BLOCK_BYTES: usize = 256 << 10;
 pub const RESULT_LINE_BYTES_MAX: usize = 6 * COLLECTED_BYTES_MAX + (1 << 20);
 /// Written to a part at once.
 pub const JOURNAL_GROUP_BYTES: usize = 1 << 20;
-/// Parts that one merge reads: 18 bits number them.
-pub const PARTS_MAX: usize = (1 << 18) - 2;
+/// Parts that one merge reads: 17 bits number them, the old output and the error file.
+pub const PARTS_MAX: usize = (1 << 17) - 2;
 /// Length of one file of results: 44 bits tell places in it.
 pub const PART_BYTES_MAX: u64 = 1 << 44;
 

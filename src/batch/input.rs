@@ -65,8 +65,9 @@ pub struct FileSource {
     begin: Option<u64>,
 }
 
-/// Rows passed over in one call at most, so that messages are answered in between.
-const SKIPPED_ROWS_MAX: u64 = 4096;
+/// Rows and bytes that one call passes at most, so that messages are answered in between.
+const READ_ROWS_MAX: u64 = 4096;
+const READ_BYTES_MAX: u64 = 1 << 20;
 
 impl FileSource {
     /// Opens the file; rows in `done` are passed over.
@@ -114,7 +115,8 @@ impl FileSource {
             self.lines.seek_line(span.start, span.end).map_err(failed)?;
         }
         let first = self.lines.position();
-        while self.lines.position() < span.end && into.len() < most && passed < SKIPPED_ROWS_MAX {
+        let end = span.end.min(first.saturating_add(READ_BYTES_MAX));
+        while self.lines.position() < end && into.len() < most && passed < READ_ROWS_MAX {
             let Some(line) = self.lines.next().map_err(failed)? else {
                 return Err(Error::Shrunk { path: self.path.clone(), at: self.lines.position() });
             };
@@ -285,7 +287,7 @@ impl Source for RepeatSource {
     fn read(&mut self, span: &mut Span, max: usize, into: &mut Vec<Task>) -> Result<u64, String> {
         assert_ne!(span.stride, 0, "requests have numbers");
         let (mut skipped, most) = (0, into.len() + max);
-        while !span.is_empty() && into.len() < most && skipped < SKIPPED_ROWS_MAX {
+        while !span.is_empty() && into.len() < most && skipped < READ_ROWS_MAX {
             let at = span.start;
             span.start = at.saturating_add(u64::from(span.stride));
             let is_done = !self.done.is_empty()

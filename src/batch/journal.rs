@@ -31,7 +31,7 @@ pub use super::recorded::{Loaded, load};
 pub struct Journal {
     path: PathBuf,
     shared: Arc<Shared>,
-    sender: Option<Sender<Vec<u8>>>,
+    sender: Sender<Order>,
     thread: Option<JoinHandle<u64>>,
     _lock: Option<Lock>,
 }
@@ -72,7 +72,7 @@ impl Journal {
     fn spawn(
         path: PathBuf,
         writer: Writer<File>,
-        sender: Sender<Vec<u8>>,
+        sender: Sender<Order>,
         lock: Option<Lock>,
         on_failure: impl Fn() + Send + 'static,
     ) -> Result<Journal, Error> {
@@ -87,13 +87,12 @@ impl Journal {
             lines
         });
         let thread = spawned.map_err(|error| journal_error(&path, error))?;
-        Ok(Journal { path, shared, sender: Some(sender), thread: Some(thread), _lock: lock })
+        Ok(Journal { path, shared, sender, thread: Some(thread), _lock: lock })
     }
 
     /// For whoever has results; any number of them.
     pub fn appender(&self) -> Appender {
-        let sender = self.sender.clone().expect("a journal hands out appenders until its close");
-        Appender { sender, shared: Arc::clone(&self.shared) }
+        Appender { sender: self.sender.clone(), shared: Arc::clone(&self.shared) }
     }
 
     /// The part.
@@ -111,15 +110,15 @@ impl Journal {
         self.shared.failure.get().cloned()
     }
 
-    /// Waits until all that was appended is on the disk, and tells how many lines that were. All
-    /// appenders must be gone: as long as one is there, more may come. A part without lines is
-    /// removed.
+    /// Waits until all that was appended is on the disk, and tells how many lines that were. What
+    /// is appended later is not recorded, and missed at the merge. A part without lines is removed.
     ///
     /// # Errors
     /// Something could not be recorded.
     pub fn close(&mut self) -> Result<u64, Error> {
-        self.sender = None;
         let Some(thread) = self.thread.take() else { return Ok(0) };
+        // If nobody takes it, the thread has ended with a failure.
+        let _ = self.sender.send(Order::Close);
         let lines = thread.join().expect("the journal's thread does not panic");
         if let Some(error) = self.failure() {
             return Err(error);
@@ -138,8 +137,14 @@ fn journal_error(path: &Path, error: io::Error) -> Error {
 /// Gives lines to a journal.
 #[derive(Clone)]
 pub struct Appender {
-    sender: Sender<Vec<u8>>,
+    sender: Sender<Order>,
     shared: Arc<Shared>,
+}
+
+enum Order {
+    /// Whole lines.
+    Append(Vec<u8>),
+    Close,
 }
 
 impl Appender {
@@ -148,8 +153,8 @@ impl Appender {
         assert!(lines.ends_with(b"\n"), "a journal takes whole lines");
         let bytes = lines.len() as u64;
         self.shared.waiting.fetch_add(bytes, Ordering::Relaxed);
-        if self.sender.send(lines).is_err() {
-            // The journal has failed, and said so.
+        if self.sender.send(Order::Append(lines)).is_err() {
+            // The journal has failed, and said so, or was closed.
             self.shared.waiting.fetch_sub(bytes, Ordering::Relaxed);
         }
     }
@@ -164,7 +169,7 @@ impl Appender {
 /// The thread's side. Generic, so that a test can hand it a disk that fails.
 struct Writer<F> {
     file: F,
-    receiver: Receiver<Vec<u8>>,
+    receiver: Receiver<Order>,
     shared: Arc<Shared>,
     lines: u64,
 }
@@ -189,40 +194,45 @@ impl<F: Durable> Writer<F> {
 
     fn write(&mut self) -> io::Result<()> {
         let mut synced_at: Option<Instant> = None;
-        let mut group = Vec::new();
-        loop {
+        let (mut group, mut is_open) = (Vec::new(), true);
+        while is_open {
             // Nothing is unsynced here: the next line may take its time.
-            let Ok(first) = self.receiver.recv() else { return Ok(()) };
-            self.write_group(&mut group, first)?;
-            loop {
+            let Ok(Order::Append(first)) = self.receiver.recv() else { return Ok(()) };
+            is_open = self.write_group(&mut group, first)?;
+            while is_open {
                 let since = synced_at.map_or(JOURNAL_SYNC_INTERVAL, |at| at.elapsed());
                 let left = JOURNAL_SYNC_INTERVAL.saturating_sub(since);
                 if left.is_zero() {
                     break;
                 }
                 match self.receiver.recv_timeout(left) {
-                    Ok(lines) => self.write_group(&mut group, lines)?,
-                    Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => break,
+                    Ok(Order::Append(lines)) => is_open = self.write_group(&mut group, lines)?,
+                    Err(RecvTimeoutError::Timeout) => break,
+                    Ok(Order::Close) | Err(RecvTimeoutError::Disconnected) => is_open = false,
                 }
             }
             self.file.sync()?;
             synced_at = Some(Instant::now());
         }
+        Ok(())
     }
 
-    /// Writes `first` and what else waits, up to a group's size, in one call.
-    fn write_group(&mut self, group: &mut Vec<u8>, first: Vec<u8>) -> io::Result<()> {
+    /// Writes `first` and what else waits, up to a group's size, in one call. False: that was all.
+    fn write_group(&mut self, group: &mut Vec<u8>, first: Vec<u8>) -> io::Result<bool> {
         group.clear();
         group.extend_from_slice(&first);
-        while group.len() < JOURNAL_GROUP_BYTES
-            && let Ok(lines) = self.receiver.try_recv()
-        {
-            group.extend_from_slice(&lines);
+        let mut is_open = true;
+        while is_open && group.len() < JOURNAL_GROUP_BYTES {
+            match self.receiver.try_recv() {
+                Ok(Order::Append(lines)) => group.extend_from_slice(&lines),
+                Ok(Order::Close) => is_open = false,
+                Err(_) => break,
+            }
         }
         self.file.write_all(group)?;
         self.lines += group.iter().filter(|&&byte| byte == b'\n').count() as u64;
         self.shared.waiting.fetch_sub(group.len() as u64, Ordering::Relaxed);
-        Ok(())
+        Ok(is_open)
     }
 }
 

@@ -9,7 +9,6 @@
 //! only copies. Nothing is removed before what replaces it is on the disk under its name, so the
 //! merge can stop anywhere, and be done again.
 
-use std::collections::HashMap;
 use std::fs::{self, File};
 use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
@@ -73,8 +72,10 @@ pub struct Merged {
     pub duplicates: u64,
     /// Rows that nothing was recorded of: the job is not complete, and its parts were kept.
     pub missing: u64,
-    /// Recorded lines that no row needs: a better one stands, or the row is gone.
+    /// Recorded lines that are in neither file any more: a better one is, or the row is gone.
     pub superseded: u64,
+    /// Rows with a result that the input does not have any more: their lines are dropped.
+    pub dropped: u64,
     /// Lines that were not written to their end.
     pub torn: u64,
 }
@@ -235,6 +236,7 @@ impl<'a> Merge<'a> {
     fn finish(mut self) -> Result<Merged, Error> {
         let (lines, used) = (self.index.len() as u64, self.merged.ok + self.merged.failed);
         self.merged.superseded = lines.saturating_sub(used);
+        self.merged.dropped = self.index.unwanted();
         if !self.plan.ordered {
             let (output, steps) = (&mut self.output, &mut self.steps);
             self.index.each_chosen(|line| output.push(line, steps))?;
@@ -357,9 +359,12 @@ struct Duplicates {
     path: PathBuf,
     options: Arc<RowOptions>,
     rows: Lines<File>,
+    /// Hashes that occur twice, sorted.
     suspects: Vec<u64>,
-    /// Line and first byte of the first rows with such a hash.
-    firsts: HashMap<u64, Vec<(u64, u64)>>,
+    /// Of each of them the line of its first row, 0 before that came, and where that begins.
+    firsts: Vec<(u64, u64)>,
+    /// Rows with the hash of a first row and another custom_id: few, if the hash is good.
+    others: Vec<(u64, u64, u64)>,
 }
 
 struct First {
@@ -378,30 +383,32 @@ impl Duplicates {
         })?;
         hashes.sort_unstable();
         let twice = hashes.chunk_by(|a, b| a == b).filter(|same| same.len() > 1);
-        let suspects = twice.map(|same| same[0]).collect();
+        let suspects: Vec<u64> = twice.map(|same| same[0]).collect();
+        let firsts = vec![(0, 0); suspects.len()];
         let rows = Lines::rows(File::open(path).map_err(|error| Error::read(path, error))?);
         let (path, options) = (path.to_owned(), Arc::clone(options));
-        Ok(Duplicates { path, options, rows, suspects, firsts: HashMap::new() })
+        Ok(Duplicates { path, options, rows, suspects, firsts, others: Vec::new() })
     }
 
     /// The first row with this custom_id; if there is none it is the one that begins at `at`.
     fn first(&mut self, custom_id: &str, line: u64, at: u64) -> Result<Option<First>, Error> {
         let hash = prng::hash(0, custom_id.as_bytes());
-        if self.suspects.binary_search(&hash).is_err() {
+        let Ok(index) = self.suspects.binary_search(&hash) else { return Ok(None) };
+        if self.firsts[index].0 == 0 {
+            self.firsts[index] = (line, at);
             return Ok(None);
         }
-        let firsts = self.firsts.entry(hash).or_default();
-        for &(first, begin) in firsts.iter() {
+        let others = self.others.iter().filter(|other| other.0 == hash).map(|o| (o.1, o.2));
+        let candidates: Vec<(u64, u64)> = [self.firsts[index]].into_iter().chain(others).collect();
+        for (line, begin) in candidates {
             self.rows.seek(begin);
             let found = self.rows.next().map_err(|error| Error::read(&self.path, error))?;
             let row = found.and_then(|line| line.row()).unwrap_or_default();
-            let is_same =
-                row::peek(&row, &self.options).is_ok_and(|peek| peek.custom_id == custom_id);
-            if is_same {
-                return Ok(Some(First { line: first, key: self.options.key(&row) }));
+            if row::peek(&row, &self.options).is_ok_and(|peek| peek.custom_id == custom_id) {
+                return Ok(Some(First { line, key: self.options.key(&row) }));
             }
         }
-        firsts.push((line, at));
+        self.others.push((hash, line, at));
         Ok(None)
     }
 }

@@ -59,8 +59,8 @@ pub fn load(
 #[derive(Clone, Debug)]
 pub(super) struct Recording {
     pub path: PathBuf,
-    /// Output and error file were written whole, and are a user's: a line that cannot be read there
-    /// is no accident.
+    /// Output and error file were written whole, and are a user's: a line that cannot be read
+    /// there is no accident.
     pub is_whole: bool,
 }
 
@@ -106,11 +106,7 @@ pub(super) fn sources(
             sources.push(Recording { path: path.to_owned(), is_whole: true });
         }
     }
-    let parts = parts(folder)?;
-    if parts.len() > PARTS_MAX {
-        let (folder, count) = (folder.to_owned(), parts.len());
-        return Err(Error::Parts { folder, count, limit: PARTS_MAX });
-    }
+    let parts = numbered(folder, parts(folder)?, PARTS_MAX)?;
     sources.extend(parts.into_iter().map(|path| Recording { path, is_whole: false }));
     for source in &sources {
         let length = fs::metadata(&source.path).map_err(|e| Error::read(&source.path, e))?.len();
@@ -120,6 +116,14 @@ pub(super) fn sources(
         }
     }
     Ok(sources)
+}
+
+fn numbered(folder: &Path, parts: Vec<PathBuf>, limit: usize) -> Result<Vec<PathBuf>, Error> {
+    if parts.len() > limit {
+        let (folder, count) = (folder.to_owned(), parts.len());
+        return Err(Error::Parts { folder, count, limit });
+    }
+    Ok(parts)
 }
 
 /// Whether a file is there; what is there and no file must not be replaced by one.

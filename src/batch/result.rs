@@ -64,7 +64,7 @@ pub const DUPLICATE: &str = "duplicate_custom_id";
 /// JSON has line ends only between its words, where a space does as well.
 fn one_line(json: &str) -> Cow<'_, [u8]> {
     let ends = |byte: &u8| matches!(byte, b'\n' | b'\r');
-    if !json.as_bytes().iter().any(|byte| ends(byte)) {
+    if !json.as_bytes().iter().any(ends) {
         return Cow::Borrowed(json.as_bytes());
     }
     json.bytes().map(|byte| if ends(&byte) { b' ' } else { byte }).collect()

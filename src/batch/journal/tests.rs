@@ -52,6 +52,16 @@ fn a_part_without_lines_does_not_stay() {
 }
 
 #[test]
+fn a_close_does_not_wait_for_appenders_to_go() {
+    let mut journal = Journal::create(&folder("close"), 0, || ()).unwrap();
+    let appender = journal.appender();
+    appender.append(lines(1));
+    assert_eq!(journal.close().unwrap(), 1);
+    appender.append(lines(2));
+    assert_eq!(fs::read(journal.path()).unwrap(), lines(1));
+}
+
+#[test]
 fn lines_reach_the_file_without_a_close() {
     let journal = Journal::create(&folder("kill"), 0, || ()).unwrap();
     let appender = journal.appender();
@@ -127,7 +137,7 @@ fn nothing_is_acknowledged_that_the_disk_did_not_take() {
         let disk = Disk { room, syncs_left, written, synced: Arc::clone(&synced) };
         let (sender, receiver) = mpsc::channel();
         let writer = Writer { file: disk, receiver, shared: Arc::default(), lines: 0 };
-        (0..4).for_each(|number| sender.send(lines(number)).unwrap());
+        (0..4).for_each(|number| sender.send(Order::Append(lines(number))).unwrap());
         drop(sender);
         let (count, written) = writer.run();
         assert_eq!(written.is_err(), fails);
@@ -143,7 +153,7 @@ fn what_trickles_in_is_synced_in_groups() {
     let writer = Writer { file: disk, receiver, shared: Arc::default(), lines: 0 };
     let thread = thread::spawn(move || writer.run());
     for number in 0..60 {
-        sender.send(lines(number % 10)).unwrap();
+        sender.send(Order::Append(lines(number % 10))).unwrap();
         thread::sleep(Duration::from_millis(1));
     }
     drop(sender);
@@ -176,7 +186,6 @@ fn a_full_disk_is_told_once_and_nobody_waits() {
     }
     appender.append(lines(2));
     assert_eq!((appender.waiting_bytes(), journal.waiting_bytes()), (0, 0));
-    drop(appender);
     let error = journal.close().unwrap_err();
     assert!(matches!(error, Error::Journal { .. }), "{error}");
     assert_eq!(told.load(Ordering::Relaxed), 1);

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!   prefix   first 8 bytes of the key
-//!   place    | ok 1 | chosen 1 | file 18 | offset 44 |
+//!   place    | ok 1 | chosen 1 | wanted 1 | file 17 | offset 44 |
 //! ```
 //!
 //! Of the lines of one key the one with the largest place counts: ok before failed, then a later
@@ -10,6 +10,7 @@
 //! apart by reading the line.
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry as Slot;
 use std::fs::File;
 
 use super::super::error::Error;
@@ -27,11 +28,12 @@ struct Entry {
 
 const OK: u64 = 1 << 63;
 const CHOSEN: u64 = 1 << 62;
+const WANTED: u64 = 1 << 61;
 const FILE_SHIFT: u32 = 44;
-const FILE_MASK: u64 = (1 << 18) - 1;
+const FILE_MASK: u64 = (1 << 17) - 1;
 const OFFSET_MASK: u64 = (1 << FILE_SHIFT) - 1;
 
-const _: () = assert!(PARTS_MAX + 2 <= 1 << 18);
+const _: () = assert!(PARTS_MAX as u64 + 1 <= FILE_MASK);
 const _: () = assert!(PART_BYTES_MAX - 1 <= OFFSET_MASK);
 
 impl Entry {
@@ -88,6 +90,7 @@ impl Index {
             entry -= 1;
             let found = self.at(entry);
             if result::recorded_key(self.line(found)?) == Some(key) {
+                self.entries[entry].place |= WANTED;
                 return Ok(Some(found));
             }
         }
@@ -107,12 +110,18 @@ impl Index {
         if self.open.len() >= OPEN_MAX && !self.open.contains_key(&file) {
             self.open.clear();
         }
-        if !self.open.contains_key(&file) {
-            self.open.insert(file, source.lines(BLOCK_BYTES)?);
-        }
-        let lines = self.open.get_mut(&file).expect("the file was opened just now");
+        let lines = match self.open.entry(file) {
+            Slot::Occupied(open) => open.into_mut(),
+            Slot::Vacant(free) => free.insert(source.lines(BLOCK_BYTES)?),
+        };
         lines.seek(entry.place & OFFSET_MASK);
         line(source, lines)
+    }
+
+    /// Rows that something was recorded of and that nobody has looked for.
+    pub fn unwanted(&self) -> u64 {
+        let keys = self.entries.chunk_by(|a, b| a.prefix == b.prefix);
+        keys.filter(|lines| lines.iter().all(|line| line.place & WANTED == 0)).count() as u64
     }
 
     /// Takes note that a result goes into the output.

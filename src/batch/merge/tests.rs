@@ -96,7 +96,7 @@ fn ok_beats_failed_and_later_beats_earlier() {
         job.part(&[(&c, 200, "c1"), (&b, 0, "b1"), (&gone, 200, "x"), (&a, 200, "a1")]);
         job.part(&[(&a, 200, "a2"), (&c, 500, "c2"), (&b, 429, "b2")]);
         let merged = merge(&job.plan).unwrap();
-        let expected = Merged { ok: 2, failed: 1, superseded: 4, ..Merged::default() };
+        let expected = Merged { ok: 2, failed: 1, superseded: 4, dropped: 1, ..Merged::default() };
         assert_eq!(merged, expected);
         let by_time = [("c", "c1"), ("a", "a2")];
         let by_input = [("a", "a2"), ("c", "c1")];
@@ -104,7 +104,7 @@ fn ok_beats_failed_and_later_beats_earlier() {
         assert_eq!(job.errors(), [("b".to_owned(), "http_429".to_owned(), 3)]);
         assert!(!job.plan.folder.exists());
         // And again, with nothing new: the output is its own source.
-        assert_eq!(merge(&job.plan).unwrap(), Merged { superseded: 0, ..expected });
+        assert_eq!(merge(&job.plan).unwrap(), Merged { superseded: 0, dropped: 0, ..expected });
         // And when the last failure is mended, no error file stays.
         job.part(&[(&b, 200, "b3")]);
         assert_eq!(merge(&job.plan).unwrap().ok, 3);
@@ -157,7 +157,8 @@ fn a_changed_row_replaces_its_line() {
     merge(&job.plan).unwrap();
     job.input(&[row("a", "new")]);
     job.part(&[(&row("a", "new"), 200, "new")]);
-    assert_eq!(merge(&job.plan).unwrap().superseded, 1);
+    let merged = merge(&job.plan).unwrap();
+    assert_eq!((merged.superseded, merged.dropped), (1, 1));
     assert_eq!(job.output(), owned(&[("a", "new")]));
 }
 

@@ -104,6 +104,14 @@ fn what_is_not_ours_is_not_replaced() {
 }
 
 #[test]
+fn more_parts_than_can_be_numbered_are_told() {
+    let parts = || vec![PathBuf::new(); 3];
+    assert!(numbered(Path::new("f"), parts(), 3).is_ok());
+    let error = numbered(Path::new("f"), parts(), 2);
+    assert!(matches!(error, Err(Error::Parts { count: 3, limit: 2, .. })));
+}
+
+#[test]
 fn a_part_that_is_too_long_is_told() {
     let job = Job::new();
     job.part("1", "");

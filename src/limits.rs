@@ -48,6 +48,20 @@ pub const SOCKET_BUFFER_BYTES_HIGH: usize = 256 << 10;
 /// Bytes read from one connection before others get their turn.
 pub const READ_BUDGET_BYTES: usize = 256 << 10;
 
+// --- Batches ---
+
+/// Read from an input at once: the cost of a system call is lost in it.
+pub const BATCH_BLOCK_BYTES: usize = 256 << 10;
+/// A result's line: an answer as long as one may be, every byte of it escaped (`\u001f`), and the
+/// members around it.
+pub const RESULT_LINE_BYTES_MAX: usize = 6 * COLLECTED_BYTES_MAX + (1 << 20);
+/// Written to a part at once.
+pub const JOURNAL_GROUP_BYTES: usize = 1 << 20;
+/// Parts that one merge reads: 17 bits number them, the old output and the error file.
+pub const PARTS_MAX: usize = (1 << 17) - 2;
+/// Length of one file of results: 44 bits tell places in it.
+pub const PART_BYTES_MAX: u64 = 1 << 44;
+
 const _: () = assert!(STREAM_BUFFER_BYTES_LOW < STREAM_BUFFER_BYTES_MAX);
 const _: () = assert!(CLIENT_PAYLOAD_BYTES_MIN <= CLIENT_PAYLOAD_BYTES_MAX);
 const _: () = assert!(PING_BYTES_MAX < CLIENT_PAYLOAD_BYTES_MIN);
@@ -59,5 +73,7 @@ pub const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
 /// After an error that closes, the peer has this long to read it: a close with unread input would
 /// reset it away.
 pub const LINGER_TIMEOUT: Duration = Duration::from_secs(2);
+/// A crash of the machine costs at most the results of this long.
+pub const JOURNAL_SYNC_INTERVAL: Duration = Duration::from_millis(200);
 /// llama-server closes an idle connection after 5.0 s.
 pub const UPSTREAM_IDLE_MAX: Duration = Duration::from_secs(4);

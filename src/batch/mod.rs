@@ -2,16 +2,45 @@
 //!
 //! `row` and `result` are the two formats (OpenAI's Batch API,
 //! platform.openai.com/docs/guides/batch), `input` the rows' side of the scheduler's `Source`,
-//! `journal` where results go as they come, `merge` what makes one output of the journal's parts,
-//! and `executor` what sends rows to servers.
+//! `spool` the file that rows from a pipe become, `journal` where results go as they come,
+//! `recorded` what earlier runs left there, `merge` what makes one output of the journal's parts,
+//! `validate` a look at the whole input beforehand, and `executor` what sends rows to servers.
+//!
+//! ```text
+//!   input --Source--> executor --> journal: <output>.parts/part-*.jsonl --merge--> output, errors
+//!      ^                                        |
+//!      '------ done: rows not asked again ------'  recorded, at the start of the next run
+//! ```
 
 pub mod attempt;
 mod binary;
+pub mod error;
 pub mod executor;
 pub mod factory;
+pub mod input;
+pub mod journal;
 mod ledger;
+mod lines;
+pub mod merge;
+pub mod recorded;
 pub mod result;
 pub mod retry;
 pub mod row;
 pub mod servers;
+pub mod spool;
+pub mod validate;
 pub mod watch;
+
+pub use error::Error;
+
+/// A fresh folder for a test.
+#[cfg(test)]
+fn test_folder(name: &str) -> std::path::PathBuf {
+    use std::sync::atomic::{AtomicU32, Ordering};
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    let (pid, number) = (std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
+    let folder = std::env::temp_dir().join(format!("cnse-batch-{name}-{pid}-{number}"));
+    let _ = std::fs::remove_dir_all(&folder);
+    std::fs::create_dir_all(&folder).unwrap();
+    folder
+}

@@ -27,6 +27,7 @@ pub mod result;
 pub mod retry;
 pub mod row;
 pub mod servers;
+pub mod setup;
 pub mod spool;
 pub mod validate;
 pub mod watch;

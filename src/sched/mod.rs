@@ -18,6 +18,7 @@
 //! `rank::Core` is pure: it is handed moments, messages and completions. `driver` gives it threads
 //! and descriptors, `sim` a virtual world; both run the same code.
 
+pub mod collect;
 pub mod cost;
 pub mod driver;
 pub mod executor;

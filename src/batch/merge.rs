@@ -159,8 +159,7 @@ impl<'a> Merge<'a> {
         {
             self.merged.duplicates += 1;
             let message = format!(
-                "the custom_id {custom_id:?} is that of line {}, whose result stands in the \
-                 output",
+                "the custom_id {custom_id:?} is that of line {}: only that row counts",
                 first.line
             );
             // Its line must not stand for the first row's result, nor for one that it never had.

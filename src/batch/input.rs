@@ -66,7 +66,7 @@ pub struct FileSource {
 }
 
 /// Rows and bytes that one call passes at most, so that messages are answered in between.
-const READ_ROWS_MAX: u64 = 4096;
+const READ_ROWS_MAX: u64 = 1024;
 const READ_BYTES_MAX: u64 = 1 << 20;
 
 impl FileSource {
@@ -267,13 +267,9 @@ pub struct RepeatSource {
 }
 
 impl RepeatSource {
-    /// Requests of this prompt, all of one size; those in `done` are passed over.
-    pub fn new(
-        prompt: Arc<str>,
-        size: Size,
-        options: Arc<RowOptions>,
-        done: Arc<DoneSet>,
-    ) -> RepeatSource {
+    /// Requests of this prompt, as `row::prompt_line` has them; those in `done` are passed over.
+    pub fn new(prompt: Arc<str>, options: Arc<RowOptions>, done: Arc<DoneSet>) -> RepeatSource {
+        let size = row::estimate(&row::prompt_line(&prompt, 0), &options);
         RepeatSource { prompt, size, options, done, skipped_rows: 0, model: Model::new() }
     }
 

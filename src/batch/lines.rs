@@ -140,6 +140,15 @@ impl<B: Bytes> Lines<B> {
         }
     }
 
+    /// How many lines follow. They are passed.
+    pub fn count(&mut self) -> io::Result<usize> {
+        let mut count = 0;
+        while self.next()?.is_some() {
+            count += 1;
+        }
+        Ok(count)
+    }
+
     fn pass(&mut self, length: usize, ended: bool) -> Line<'_> {
         let at = self.position();
         let bytes = &self.buffer[self.begin..self.begin + length];

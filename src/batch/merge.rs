@@ -17,7 +17,7 @@ use std::sync::Arc;
 use super::error::Error;
 use super::journal::{LOCK, parent, sync_folder};
 use super::lines::Lines;
-use super::recorded::{parts, push_tightly, sources};
+use super::recorded::{parts, sources};
 use super::result::{DUPLICATE, FailedRow, Failure};
 use super::row::{self, Key, Members, RowOptions};
 use super::spool;
@@ -159,8 +159,7 @@ impl<'a> Merge<'a> {
         {
             self.merged.duplicates += 1;
             let message = format!(
-                "the custom_id {custom_id:?} is that of line {}, whose result stands in the \
-                 output",
+                "the custom_id {custom_id:?} is that of line {}: only that row counts",
                 first.line
             );
             // Its line must not stand for the first row's result, nor for one that it never had.
@@ -374,10 +373,12 @@ struct First {
 
 impl Duplicates {
     fn suspected(path: &Path, options: &Arc<RowOptions>) -> Result<Duplicates, Error> {
-        let mut hashes = Vec::new();
+        let read = |error| Error::read(path, error);
+        let mut rows = Lines::rows(File::open(path).map_err(read)?);
+        let mut hashes = Vec::with_capacity(rows.count().map_err(read)?);
         each_row(path, |_, _, row| {
             if let Ok(peek) = row::peek(row, options) {
-                push_tightly(&mut hashes, prng::hash(0, peek.custom_id.as_bytes()));
+                hashes.push(prng::hash(0, peek.custom_id.as_bytes()));
             }
             Ok(())
         })?;
@@ -385,7 +386,6 @@ impl Duplicates {
         let twice = hashes.chunk_by(|a, b| a == b).filter(|same| same.len() > 1);
         let suspects: Vec<u64> = twice.map(|same| same[0]).collect();
         let firsts = vec![(0, 0); suspects.len()];
-        let rows = Lines::rows(File::open(path).map_err(|error| Error::read(path, error))?);
         let (path, options) = (path.to_owned(), Arc::clone(options));
         Ok(Duplicates { path, options, rows, suspects, firsts, others: Vec::new() })
     }

@@ -34,14 +34,8 @@ pub mod watch;
 
 pub use error::Error;
 
-/// A fresh folder for a test.
 #[cfg(test)]
-fn test_folder(name: &str) -> std::path::PathBuf {
-    use std::sync::atomic::{AtomicU32, Ordering};
-    static NEXT: AtomicU32 = AtomicU32::new(0);
-    let (pid, number) = (std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
-    let folder = std::env::temp_dir().join(format!("cnse-batch-{name}-{pid}-{number}"));
-    let _ = std::fs::remove_dir_all(&folder);
-    std::fs::create_dir_all(&folder).unwrap();
-    folder
-}
+use tests::test_folder;
+
+#[cfg(test)]
+mod tests;

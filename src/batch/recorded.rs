@@ -65,7 +65,8 @@ pub(super) struct Recording {
 }
 
 impl Recording {
-    /// Tells of each line that has a key where it begins and what it says; the number of torn lines comes back.
+    /// Tells of each line that has a key where it begins, and whether the row went well; the
+    /// number of torn lines comes back.
     pub fn scan(&self, mut each: impl FnMut(u64, Key, bool)) -> Result<u64, Error> {
         let mut lines = self.lines(BATCH_BLOCK_BYTES)?;
         let (mut torn, mut number) = (0, 0);
@@ -82,6 +83,12 @@ impl Recording {
             }
         }
         Ok(torn)
+    }
+
+    /// How many lines it has.
+    pub fn count(&self) -> Result<usize, Error> {
+        let counted = self.lines(BATCH_BLOCK_BYTES)?.count();
+        counted.map_err(|error| Error::read(&self.path, error))
     }
 
     /// Its lines, read in blocks of so many bytes.

@@ -15,7 +15,7 @@ use std::fs::File;
 
 use super::super::error::Error;
 use super::super::lines::Lines;
-use super::super::recorded::{Recording, push_tightly};
+use super::super::recorded::Recording;
 use super::super::result;
 use super::super::row::Key;
 use crate::limits::{BATCH_BLOCK_BYTES, PART_BYTES_MAX, PARTS_MAX};
@@ -33,7 +33,7 @@ const FILE_SHIFT: u32 = 44;
 const FILE_MASK: u64 = (1 << 17) - 1;
 const OFFSET_MASK: u64 = (1 << FILE_SHIFT) - 1;
 
-const _: () = assert!(PARTS_MAX as u64 + 1 <= FILE_MASK);
+const _: () = assert!((PARTS_MAX as u64) < FILE_MASK);
 const _: () = assert!(PART_BYTES_MAX - 1 <= OFFSET_MASK);
 
 impl Entry {
@@ -65,12 +65,17 @@ pub(super) struct Found {
 impl Index {
     /// Of all lines in these files, which stand from the oldest to the newest.
     pub fn of(sources: Vec<Recording>) -> Result<Index, Error> {
-        let (mut entries, mut torn) = (Vec::new(), 0);
+        // Counted first: to make room twice as large, both copies would have to be there at once.
+        let mut room = 0;
+        for source in &sources {
+            room += source.count()?;
+        }
+        let (mut entries, mut torn) = (Vec::with_capacity(room), 0);
         for (file, source) in sources.iter().enumerate() {
             torn += source.scan(|offset, key, ok| {
                 let ok = if ok { OK } else { 0 };
                 let place = ok | (file as u64) << FILE_SHIFT | offset;
-                push_tightly(&mut entries, Entry { prefix: key.prefix(), place });
+                entries.push(Entry { prefix: key.prefix(), place });
             })?;
         }
         entries.sort_unstable();

@@ -178,6 +178,9 @@ proptest! {
         prop_assert_eq!(recorded(&out), Some(expected));
         prop_assert_eq!(recorded_key(&out), Some(Key(bytes)));
         // Cut anywhere it is torn.
-        prop_assert_eq!(recorded(&out[..out.len() - 2]), None);
+        prop_assert!((0..out.len() - 1).all(|cut| recorded(&out[..cut]).is_none()));
+        // And what is none is taken for none.
+        prop_assert_eq!((recorded(&body), recorded_key(&body)), (None, None));
+        let _ = Failure::of(&body);
     }
 }

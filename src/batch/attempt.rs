@@ -158,7 +158,7 @@ impl Attempt {
     pub fn new(work: &Work, task: Task, now: Instant) -> Result<Attempt, Box<Invalid>> {
         let (key, custom_id, asked, weight) = match work {
             Work::Rows(options) => {
-                let line = line(task.body.as_deref().unwrap_or_default());
+                let line = row::trim(task.body.as_deref().unwrap_or_default());
                 let key = options.key(line);
                 match row::parse(line, options) {
                     Ok(row) => {
@@ -423,8 +423,79 @@ pub fn error_word(failure: &Failure) -> String {
     .to_owned()
 }
 
-/// A row without its line's end.
-fn line(body: &[u8]) -> &[u8] {
-    let body = body.strip_suffix(b"\n").unwrap_or(body);
-    body.strip_suffix(b"\r").unwrap_or(body)
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::backend::pool::Ticket;
+
+    fn attempt(url: &str) -> Attempt {
+        let row = format!(r#"{{"custom_id":"a","url":"{url}","body":{{"n":2}}}}"#);
+        let body = Some(row.into_bytes().into_boxed_slice());
+        let work = Work::Rows(Arc::default());
+        Attempt::new(&work, Task { body, ..Task::default() }, Instant(1)).unwrap()
+    }
+
+    fn grant(server: usize) -> Grant {
+        let ticket = Ticket { core: 0, request: Token(1) };
+        Grant { ticket, backend: server, weight: 2 }
+    }
+
+    #[test]
+    fn a_try_leaves_nothing_to_the_next_but_its_time() {
+        let mut attempt = attempt("/v1/completions");
+        assert_eq!(attempt.weight, 2);
+        attempt.dispatch(Instant(1_000_000), grant(0));
+        assert!(!attempt.told(Instant(2_000_000), Output::Progress { tokens: 1 }));
+        assert_eq!(attempt.first, Some(Instant(2_000_000)));
+        let head = Output::Head { status: 201, content_type: "x", stream: false };
+        assert!(!attempt.told(Instant(2_000_000), head));
+        assert!(!attempt.told(Instant(2_000_000), Output::Body { bytes: b"{\"a\"", tokens: 0 }));
+        assert!(attempt.told(Instant(3_000_000), Output::Fail(Failure::unreachable("x"))));
+        assert_eq!(attempt.end_try(Instant(3_000_000)).map(|grant| grant.backend), Some(0));
+        assert_eq!(attempt.end_try(Instant(9_000_000)), None);
+
+        attempt.dispatch(Instant(5_000_000), grant(1));
+        assert_eq!((attempt.first, &attempt.ended), (None, &None));
+        attempt.told(Instant(6_000_000), Output::Body { bytes: b"{\"b\":1}", tokens: 3 });
+        // When the first token came cannot be told from a plain answer.
+        assert_eq!(attempt.first, None);
+        let finished =
+            Finished { reason: FinishReason::Other, prompt_tokens: 1, completion_tokens: 3 };
+        assert!(attempt.told(Instant(7_000_000), Output::Done(finished)));
+        attempt.end_try(Instant(7_000_000));
+        assert_eq!(attempt.busy_us, 4_000);
+        let mut line = Vec::new();
+        attempt.encode_result(&mut line, &finished);
+        let line: Value = serde_json::from_slice(&line).unwrap();
+        assert_eq!(line["response"]["status_code"], 200);
+        assert_eq!(line["response"]["body"], json!({ "b": 1 }));
+    }
+
+    #[test]
+    fn what_a_gateway_tells() {
+        let mut attempt = attempt("/v1/embeddings");
+        attempt.dispatch(Instant(0), grant(0));
+        let body = br#"{"usage":{"prompt_tokens":7,"completion_tokens":2}}"#;
+        let text = Told::Bytes { bytes: body, tokens: 0 };
+        assert!(!attempt.told_by_gateway(Instant(5_000_000), text));
+        let done = Done { queue_us: 3_000, ..Done::default() };
+        let told = Told::Done(FinishReason::Other, done);
+        assert!(attempt.told_by_gateway(Instant(9_000_000), told));
+        let finished = attempt.ended.clone().unwrap().unwrap();
+        assert_eq!((finished.prompt_tokens, finished.completion_tokens), (7, 2));
+        attempt.end_try(Instant(9_000_000));
+        // What it waited there it held no slot.
+        assert_eq!((attempt.busy_us, attempt.server_queue_us), (6_000, 3_000));
+    }
+
+    #[test]
+    fn an_answer_without_end_ends() {
+        let mut attempt = attempt("/v1/completions");
+        attempt.dispatch(Instant(0), grant(0));
+        let part = vec![b' '; COLLECTED_BYTES_MAX / 2 + 1];
+        assert!(!attempt.told(Instant(1), Output::Body { bytes: &part, tokens: 0 }));
+        assert!(attempt.told(Instant(1), Output::Body { bytes: &part, tokens: 0 }));
+        let failure = attempt.ended.take().unwrap().unwrap_err();
+        assert_eq!(error_word(&failure), "too_large");
+    }
 }

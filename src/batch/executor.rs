@@ -43,8 +43,8 @@ const TICK: Duration = Duration::from_millis(250);
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// Between two tokens: twice what the gateway allows, since nobody watches.
 const TOKEN_TIMEOUT: Duration = Duration::from_secs(120);
-/// A server whose health check finds nobody for so long is gone, and so is what it was doing: a host
-/// that lost its power closes no connection.
+/// A server whose health check finds nobody for so long is gone, and so is what it was doing: a
+/// host that lost its power closes no connection.
 const GONE_AFTER: Duration = Duration::from_secs(30);
 /// Requests that are tried again go ahead of those that were never sent.
 const PRIORITIES: (u8, u8) = (0, 1);
@@ -439,8 +439,8 @@ impl BatchExecutor {
         }
     }
 
-    /// Whether every server that this worker has a place at is known to be down, or wants to be left
-    /// alone for longer than a request would wait by itself.
+    /// Whether every server that this worker has a place at is known to be down, or wants to be
+    /// left alone for longer than a request would wait by itself.
     fn is_none_up(&self, now: Instant) -> bool {
         let patience = now + self.shared.config.backoff.max;
         let is_away = |seat: &Seat| seat.is_up == Some(false) || seat.held_until > patience;

@@ -1,6 +1,9 @@
 //! The gateway with its built-in backend, through real sockets.
 
 use std::io::{Read, Write};
+use std::net::TcpListener;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use cnse::proto::binary_client::{BinaryClient, ClientEvent};
@@ -292,6 +295,51 @@ fn http_in_all_its_forms() {
     let (_, head, body) = server.post("/v1/completions", stream);
     assert!(head.contains("text/event-stream") && body.ends_with("data: [DONE]\n\n"), "{body}");
     server.wait_idle();
+}
+
+/// A llama-server of which every answer breaks off in the middle, or none: its URL, and how often
+/// it was asked.
+fn fake_llama(breaks_off: bool) -> (String, Arc<AtomicUsize>) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let (url, asked) = (format!("http://{}", listener.local_addr().unwrap()), Arc::default());
+    let counted: Arc<AtomicUsize> = Arc::clone(&asked);
+    std::thread::spawn(move || {
+        for mut stream in listener.incoming().map_while(Result::ok) {
+            let mut buffer = [0; 4096];
+            let count = stream.read(&mut buffer).unwrap_or(0);
+            let events = if text(&buffer[..count]).starts_with("GET") {
+                let body = r#"{"status":"ok","total_slots":4}"#;
+                let length = body.len();
+                format!("HTTP/1.1 200 OK\r\nContent-Length: {length}\r\n\r\n{body}")
+            } else {
+                counted.fetch_add(1, Ordering::SeqCst);
+                let end = if breaks_off { "" } else { END };
+                let head = "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\n";
+                format!("{head}data: {TOKEN}\n\n{end}")
+            };
+            let _ = stream.write_all(events.as_bytes());
+        }
+    });
+    (url, asked)
+}
+
+const TOKEN: &str =
+    r#"{"choices":[{"index":0,"text":"hi","finish_reason":null}],"timings":{"predicted_n":1}}"#;
+const END: &str = "data: {\"choices\":[{\"index\":0,\"text\":\"\",\"finish_reason\":\"stop\"}]}\n\n\
+                   data: [DONE]\n\n";
+
+#[test]
+fn a_plain_answer_that_breaks_off_is_had_from_another_backend() {
+    let ((broken, asked), (whole, _)) = (fake_llama(true), fake_llama(false));
+    let server = Server::start(&["--llama-url", &format!("{broken},{whole}")]);
+    wait_until("the broken one was asked", || {
+        let (status, _, body) = server.post("/v1/completions", r#"{"prompt":"x"}"#);
+        // Its client had got nothing yet, so that it is no matter how far the first one came.
+        assert_eq!(status, 200, "{body}");
+        assert!(body.contains(r#""text":"hi""#), "{body}");
+        (asked.load(Ordering::SeqCst) > 0).then_some(())
+    });
+    assert!(server.metric("cnse_retries_total") > 0);
 }
 
 #[test]

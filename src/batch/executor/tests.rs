@@ -467,6 +467,61 @@ fn a_drain_ends_what_runs_and_gives_back_what_waits() {
 }
 
 #[test]
+fn each_row_ends_once_whatever_the_servers_do() {
+    for seed in 0..2 {
+        let servers: Vec<Fake> = (0..3)
+            .map(|server| {
+                let prng = Mutex::new(Prng::new(seed << 8 | server));
+                Fake::start(move |_, _| match prng.lock().unwrap().below(10) {
+                    0 => Reply::Cut,
+                    1 => Reply::Answer(500, "", String::new()),
+                    2 => Reply::Answer(429, "", String::new()),
+                    3 => Reply::Answer(503, "Retry-After: 0\r\n", "busy".to_owned()),
+                    4 => Reply::Answer(400, "Connection: close\r\n", String::new()),
+                    5 => Reply::Silence,
+                    6 => Reply::Answer(200, "", "no JSON".to_owned()),
+                    _ => ok(),
+                })
+            })
+            .collect();
+        let urls: Vec<String> = servers.iter().map(Fake::url).collect();
+        let mut rig = Rig::new(&urls.join(","), |config| {
+            config.timeout = Duration::from_millis(200);
+            config.retries = 2;
+            config.permits = vec![2, 3, 4];
+            config.seed = seed;
+        });
+        let (mut next, mut health) = (0, Prng::new(seed));
+        while rig.ends.len() < 80 || rig.ends.values().any(|end| *end == End::Returned) {
+            while rig.executor.room() > 0 && next < 80 {
+                rig.start(next, ROW);
+                next += 1;
+            }
+            let returned: Vec<u64> = rig
+                .ends
+                .iter()
+                .filter(|(_, end)| **end == End::Returned)
+                .map(|(at, _)| *at)
+                .collect();
+            for at in returned {
+                rig.ends.remove(&at);
+                rig.start(at, ROW);
+            }
+            if health.below(20) == 0 {
+                rig.hear(Health::Loading);
+            }
+            rig.turn();
+            let members: Vec<_> =
+                rig.executor.pool.members(rig.reactor.now).map(|(_, _, used, _)| used).collect();
+            assert!(members.iter().zip([2, 3, 4]).all(|(used, most)| *used <= most));
+        }
+        assert_eq!(rig.lines.lock().unwrap().len(), 80, "seed={seed}");
+        let used: u32 = rig.executor.pool.members(rig.reactor.now).map(|member| member.2).sum();
+        assert_eq!((used, rig.executor.attempts.len()), (0, 0), "seed={seed}");
+    }
+}
+
+#[test]
 fn a_prompt_is_streamed_and_its_answer_put_together() {
     for (is_chat, keep_text) in [(false, true), (true, true), (false, false)] {
         let fake = Fake::start(move |_, _| {

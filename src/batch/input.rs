@@ -98,9 +98,9 @@ impl FileSource {
         metadata.map(|metadata| metadata.len()).map_err(|error| Error::read(&self.path, error))
     }
 
-    /// Rows passed over since they were done.
-    pub fn skipped_rows(&self) -> u64 {
-        self.skipped_rows
+    /// More is done than was known.
+    pub fn set_done(&mut self, done: Arc<DoneSet>) {
+        self.done = done;
     }
 
     fn read_rows(
@@ -184,6 +184,10 @@ impl Source for FileSource {
 
     fn measured(&mut self, size: Size, busy_us: u64) {
         self.mean.measured(size, busy_us);
+    }
+
+    fn skipped_rows(&self) -> u64 {
+        self.skipped_rows
     }
 }
 
@@ -273,9 +277,9 @@ impl RepeatSource {
         RepeatSource { prompt, size, options, done, skipped_rows: 0, model: Model::new() }
     }
 
-    /// Requests passed over since they were done.
-    pub fn skipped_rows(&self) -> u64 {
-        self.skipped_rows
+    /// More is done than was known.
+    pub fn set_done(&mut self, done: Arc<DoneSet>) {
+        self.done = done;
     }
 }
 
@@ -317,6 +321,10 @@ impl Source for RepeatSource {
 
     fn measured(&mut self, size: Size, busy_us: u64) {
         self.model.measured(&size, busy_us);
+    }
+
+    fn skipped_rows(&self) -> u64 {
+        self.skipped_rows
     }
 }
 

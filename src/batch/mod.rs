@@ -28,6 +28,7 @@ pub mod retry;
 pub mod row;
 pub mod servers;
 pub mod setup;
+pub mod ship;
 pub mod spool;
 pub mod validate;
 pub mod watch;

@@ -57,12 +57,6 @@ impl RowOptions {
     }
 }
 
-/// A line without its end.
-pub fn trim(line: &[u8]) -> &[u8] {
-    let line = line.strip_suffix(b"\n").unwrap_or(line);
-    line.strip_suffix(b"\r").unwrap_or(line)
-}
-
 /// The key of request `number` of `--prompt`.
 pub fn prompt_key(options: &RowOptions, prompt: &str, number: u64) -> Key {
     options.key(format!("{prompt}\0{number}").as_bytes())

@@ -45,6 +45,8 @@ pub struct Setup {
     pub reader: (u32, u32),
     /// It writes into the folder that rank 0 merges.
     pub shares_folder: bool,
+    /// At rank 0: the ranks that write into folders of their own.
+    pub apart: Vec<Rank>,
     /// The input's bytes.
     pub input_bytes: Option<u64>,
 }
@@ -101,10 +103,13 @@ pub fn settle<F: Fabric>(
     let (view, servers) = look(config, &offer);
     let (reads, shares_folder) = (view.reads, view.shares_folder);
     let views = fabric.gather(encode(&view))?;
+    let mut apart = Vec::new();
     let allotments = match views {
         None => None,
         Some(views) => {
             let views = views.iter().map(|view| decode(view)).collect::<Result<Vec<View>, _>>()?;
+            let ranks = (0..).map(Rank).zip(&views);
+            apart = ranks.filter(|(_, view)| !view.shares_folder).map(|(rank, _)| rank).collect();
             let topology = fabric.topology().clone();
             let all = allot(config, &topology, &views);
             Some(all.iter().map(encode).collect())
@@ -119,7 +124,7 @@ pub fn settle<F: Fabric>(
         let _ = fs::remove_file(nonce_path(folder));
     }
     let input_bytes = offer.input_bytes;
-    Ok(Setup { servers, permits, reads, reader, shares_folder, input_bytes })
+    Ok(Setup { servers, permits, reads, reader, shares_folder, apart, input_bytes })
 }
 
 fn nonce_path(folder: &Path) -> PathBuf {

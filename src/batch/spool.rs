@@ -16,7 +16,7 @@ use super::journal::create_folder;
 use crate::limits::BATCH_BLOCK_BYTES;
 
 /// The spool's name in the job's folder.
-pub(super) const FILE: &str = "input.jsonl";
+pub const FILE: &str = "input.jsonl";
 
 /// A pipe that is being copied into a file.
 pub struct Spool {

@@ -1,8 +1,10 @@
 //! `cnse schedule`: batch inference over ranks.
 
+mod batch;
 mod plan;
 mod ranks;
 mod simulate;
+mod source;
 mod watch;
 
 use std::time::Duration;
@@ -36,6 +38,22 @@ environment:
 ";
 
 pub const FLAGS: &[Flag] = &[
+    Flag::new("server", "URL[,URL]", "where rows go: http://host:port or cnse://host:port"),
+    Flag::new("input", "FILE", "rows of OpenAI's Batch format; - is a pipe"),
+    Flag::new("output", "FILE", "where results go; FILE.parts is the journal until then"),
+    Flag::new("errors", "FILE", "where failed rows go, as rows (OUTPUT.errors.jsonl)"),
+    Flag::switch("ordered", "results in the order of the input, not of completion"),
+    Flag::switch("retry-failed", "ask rows again that failed in an earlier run"),
+    Flag::switch("dry-run", "look at the whole input, and send nothing"),
+    Flag::new("prompt", "TEXT", "instead of rows: one prompt, --iters times"),
+    Flag::switch("chat", "--prompt: as a chat's message"),
+    Flag::new("model", "NAME", "for rows that name none"),
+    Flag::new("n-predict", "N", "tokens of an answer at most, for rows that set no bound"),
+    Flag::new("temperature", "X", "for rows that set none"),
+    Flag::new("top-p", "X", "for rows that set none"),
+    Flag::new("extra", "JSON", "an object whose members are added to each request's body"),
+    Flag::new("retries", "N", "tries after the first, on 429, 5xx and broken connections (5)"),
+    Flag::new("timeout", "TIME", "what a row may take, all its tries together (10m)"),
     Flag::new("ranks", "N", "threads as ranks (1)"),
     Flag::new("workers", "N", "threads of a rank that run tasks (1)"),
     Flag::new("inflight", "N", "tasks at once of each rank (its share of the servers' slots)"),
@@ -92,6 +110,12 @@ pub fn run(parsed: &Parsed) -> Result<(), Error> {
     }
     if parsed.has("simulate") {
         return simulate::run(parsed);
+    }
+    if parsed.has("dry-run") {
+        return batch::dry_run(parsed);
+    }
+    if parsed.has("input") || parsed.has("prompt") {
+        return batch::run(parsed);
     }
     Err(Error::Usage("--input FILE, --prompt TEXT or --simulate TASKS is needed".to_owned()))
 }

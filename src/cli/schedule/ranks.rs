@@ -12,6 +12,7 @@ use super::watch::{Outputs, Watch};
 use crate::cli::Error;
 use crate::clock::Instant;
 use crate::net::{Waker, socket};
+use crate::sched::collect::Staged;
 use crate::sched::driver::{self, DriverConfig, Ended, Hooks, Notice};
 use crate::sched::executor::ExecutorFactory;
 use crate::sched::fabric::{Fabric, Topology};
@@ -27,11 +28,13 @@ use crate::sched::tasks::{Rank, Source, Span};
 pub const STOPPED: u8 = 75;
 
 /// What a rank begins with.
-pub struct Start<S, X> {
+pub struct Start<S, X, H> {
     /// Where its tasks come from.
     pub source: S,
     /// What runs them.
     pub factory: X,
+    /// What it holds until its end.
+    pub held: H,
     /// Its first work.
     pub spans: Vec<Span>,
     /// The mass of the whole job, if it is known.
@@ -48,15 +51,69 @@ pub trait Job: Sync {
     type Source: Source;
     /// What runs them.
     type Factory: ExecutorFactory;
+    /// What a rank holds until its end.
+    type Held;
 
     /// What all jobs are told.
     fn common(&self) -> &Common;
 
-    /// What rank `rank` of `size` begins with.
+    /// What a rank begins with; all ranks call it at once. `waker` wakes its main thread.
     ///
     /// # Errors
     /// It cannot take part.
-    fn start(&self, rank: Rank, size: u32) -> Result<Start<Self::Source, Self::Factory>, String>;
+    fn start<F: Fabric>(
+        &self,
+        fabric: &mut Staged<'_, F>,
+        waker: &Waker,
+    ) -> Result<Start<Self::Source, Self::Factory, Self::Held>, String>;
+
+    /// Results wait to be written, so many that no more are wanted.
+    fn is_behind(&self, _held: &Self::Held) -> bool {
+        false
+    }
+
+    /// What makes it pointless to go on.
+    fn failure(&self, _held: &Self::Held) -> Option<String> {
+        None
+    }
+
+    /// Input that came since the last call, and once its end is known the mass of it all.
+    fn more_input(&self, _held: &mut Self::Held) -> Option<(Vec<Span>, Option<u64>)> {
+        None
+    }
+
+    /// Ranks died; what they recorded is not to be done again.
+    fn died(&self, _source: &mut Self::Source) {}
+
+    /// Makes the results safe.
+    ///
+    /// # Errors
+    /// What is not safe.
+    fn close(&self, _held: &mut Self::Held) -> Result<(), String> {
+        Ok(())
+    }
+
+    /// Brings together what was written in different places; all ranks call it at once.
+    ///
+    /// # Errors
+    /// Something stays where it was.
+    fn gather_parts<F: Fabric>(
+        &self,
+        _fabric: &mut Staged<'_, F>,
+        _held: &Self::Held,
+    ) -> Result<(), String> {
+        Ok(())
+    }
+
+    /// At the root, when all is done: makes one result of it. Whether all rows ended well.
+    fn merge(&self) -> Result<bool, String> {
+        Ok(true)
+    }
+
+    /// How to go on after an early end, for a person.
+    fn advice(&self) -> &'static str {
+        ""
+    }
 }
 
 /// Runs a job on all its ranks; at the root the report is printed.
@@ -75,7 +132,12 @@ pub fn run<J: Job>(job: &J, outputs: &Outputs) -> Result<(), Error> {
         let mut threads = Vec::new();
         for (rank, mut fabric) in (1..).zip(others) {
             let node = node.clone();
-            let body = move || one(job, &mut fabric, node, None, outputs).map(drop);
+            let body = move || -> Result<(), String> {
+                let rest = one(job, &mut fabric, node, None, outputs)?;
+                close(&mut fabric);
+                drop(rest);
+                Ok(())
+            };
             let thread = std::thread::Builder::new().name(format!("rank-{rank}"));
             threads.push(thread.spawn_scoped(scope, body).map_err(|error| {
                 Error::Failed(format!("starting rank {rank} of {size}: {error}"))
@@ -90,46 +152,66 @@ pub fn run<J: Job>(job: &J, outputs: &Outputs) -> Result<(), Error> {
                 Err(_) => failures.push((Rank(rank), "it panicked".to_owned())),
             }
         }
-        let (mut ended, watch) = result.map_err(Error::Failed)?;
-        ended.failures.extend(failures);
-        finish(ended, watch, outputs, began)
+        let mut rest = result.map_err(Error::Failed)?;
+        rest.ended.failures.extend(failures);
+        finish(job, rest, outputs, began)
     })
 }
 
+/// Ends a fabric, together with all other ranks.
+fn close(fabric: &mut impl Fabric) {
+    while !fabric.close() {
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
+/// What a rank, done with its work, still has to say.
+struct Rest<H> {
+    ended: Ended,
+    watch: Option<Watch>,
+    /// Kept until the results are one: it holds the job's lock.
+    held: H,
+}
+
 /// One rank, from its start to its end.
-fn one<J: Job>(
+fn one<J: Job, F: Fabric>(
     job: &J,
-    fabric: &mut impl Fabric,
+    fabric: &mut F,
     node: String,
     signals: Option<SignalFd>,
     outputs: &Outputs,
-) -> Result<(Ended, Option<Watch>), String> {
-    let (rank, size) = (fabric.rank(), fabric.topology().size());
+) -> Result<Rest<J::Held>, String> {
+    let mut staged = Staged::new(fabric);
+    let rank = staged.rank();
     let waker = Waker::open().map_err(|error| format!("a rank's waker: {error}"))?;
     let (sender, notices) = channel();
     if let Some(signals) = signals {
-        watch_signals(signals, sender.clone(), waker.clone())?;
+        watch_signals(signals, sender.clone(), waker.clone(), job.advice())?;
     }
-    let Start { source, factory, spans, whole, bytes, reads } = job.start(rank, size)?;
+    let Start { source, factory, held, spans, whole, bytes, reads } =
+        job.start(&mut staged, &waker)?;
     let common = job.common();
-    let watch = match (rank, whole) {
-        (Rank(0), Some(mass)) => {
-            let whole = if bytes { Whole::Bytes(mass) } else { Whole::Rows(mass) };
+    let watch = match rank {
+        Rank(0) => {
+            let whole = match whole {
+                None => Whole::Unknown,
+                Some(mass) if bytes => Whole::Bytes(mass),
+                Some(mass) => Whole::Rows(mass),
+            };
             Some(Watch::open(outputs, whole)?)
         }
-        (Rank(0), None) => Some(Watch::open(outputs, Whole::Unknown)?),
         _ => None,
     };
-    let mut hooks = JobHooks { notices, watch };
+    let mut hooks = JobHooks { job, held, notices, watch, failed: false };
     let config = DriverConfig {
         rank: RankConfig {
             rank,
-            topology: fabric.topology().clone(),
+            topology: staged.topology().clone(),
             window: common.window,
             longest_first: common.longest_first,
             steals: common.steals,
             reads,
-            survives: fabric.survives(),
+            survives: staged.survives(),
             whole,
             bytes,
             seed: common.seed,
@@ -139,37 +221,70 @@ fn one<J: Job>(
         waker,
         node,
     };
-    let ended = driver::run(fabric, source, &factory, &mut hooks, config)?;
-    while !fabric.close() {
-        std::thread::sleep(Duration::from_millis(1));
+    let mut ended = driver::run(&mut staged, source, &factory, &mut hooks, config)?;
+    let JobHooks { held, watch, .. } = hooks;
+    if ended.dead.is_empty()
+        && let Err(error) = job.gather_parts(&mut staged, &held)
+    {
+        ended.failures.push((rank, error));
     }
-    Ok((ended, hooks.watch))
+    Ok(Rest { ended, watch, held })
 }
 
-struct JobHooks {
+struct JobHooks<'j, J: Job> {
+    job: &'j J,
+    held: J::Held,
     notices: Receiver<Notice>,
     watch: Option<Watch>,
+    failed: bool,
 }
 
-impl<S> Hooks<S> for JobHooks {
+impl<J: Job> Hooks<J::Source> for JobHooks<'_, J> {
+    fn is_behind(&self) -> bool {
+        self.job.is_behind(&self.held)
+    }
+
     fn notice(&mut self) -> Option<Notice> {
+        if !self.failed
+            && let Some(reason) = self.job.failure(&self.held)
+        {
+            self.failed = true;
+            return Some(Notice::Halt { now: false, reason });
+        }
+        if let Some((spans, whole)) = self.job.more_input(&mut self.held) {
+            if let (Some(watch), Some(mass)) = (&mut self.watch, whole) {
+                watch.set_whole(Whole::Bytes(mass));
+            }
+            return Some(Notice::Input(spans, whole));
+        }
         self.notices.try_recv().ok()
+    }
+
+    fn died(&mut self, source: &mut J::Source, _: &[Rank]) {
+        self.job.died(source);
     }
 
     fn watch(&mut self, now: Instant, ranks: &[RankStatus], since: &Tally) {
         if let Some(watch) = &mut self.watch {
+            let none = ranks.iter().all(|rank| rank.slots == 0);
+            watch.set_waiting(none.then_some("no server is up"));
             watch.update(now, ranks, since);
         }
+    }
+
+    fn close(&mut self) -> Result<(), String> {
+        self.job.close(&mut self.held)
     }
 }
 
 /// At the root: what became of it all.
-fn finish(
-    ended: Ended,
-    watch: Option<Watch>,
+fn finish<J: Job>(
+    job: &J,
+    rest: Rest<J::Held>,
     outputs: &Outputs,
     began: (Moment, SystemTime),
 ) -> Result<(), Error> {
+    let Rest { ended, watch, held } = rest;
     let wall = began.0.elapsed();
     if let Some(mut watch) = watch {
         watch.close(&ended.rest, wall).map_err(Error::Failed)?;
@@ -177,33 +292,49 @@ fn finish(
     if !ended.root {
         return Ok(());
     }
+    for (rank, failure) in &ended.failures {
+        log::error!("rank {rank}: {failure}");
+    }
+    let is_complete = ended.over == Over::Done && ended.failures.is_empty();
+    let merged = if is_complete { job.merge() } else { Ok(false) };
+    // Only now may another job have the same output.
+    drop(held);
     let last = ended.reports.iter().map(|report| report.last_us).max().unwrap_or_default();
-    let note = match &ended.over {
-        Over::Done => None,
-        Over::Halted { reason, .. } => Some(format!("stopped early: {reason}")),
-    };
     let report = JobReport {
         command: std::env::args().skip(1).collect(),
         started_at: crate::log::utc(began.1),
         wall_s: last as f64 / 1e6,
         skipped: ended.reports.iter().map(|report| report.skipped_rows).sum(),
+        note: note(&ended, job.advice()),
         ranks: ended.reports,
-        note,
         tokens_source: "server",
         features: crate::FEATURES,
     };
     outputs.report(&report)?;
-    for (rank, failure) in &ended.failures {
-        log::error!("rank {rank}: {failure}");
+    match (merged, ended.over) {
+        (Err(error), _) => Err(Error::Failed(error)),
+        (Ok(_), Over::Halted { .. }) if ended.failures.is_empty() => {
+            Err(Error::Exit(ExitCode::from(STOPPED)))
+        }
+        (Ok(true), Over::Done) if report.total().tally.failed == 0 => Ok(()),
+        (Ok(_), _) => Err(Error::Reported),
     }
-    if !ended.failures.is_empty() {
-        return Err(Error::Reported);
+}
+
+/// What a reader of the report must know first.
+fn note(ended: &Ended, advice: &str) -> Option<String> {
+    let mut notes = Vec::new();
+    if let Over::Halted { reason, .. } = &ended.over {
+        notes.push(format!("stopped early: {reason}{advice}"));
     }
-    match ended.over {
-        Over::Done if report.total().tally.failed == 0 => Ok(()),
-        Over::Done => Err(Error::Reported),
-        Over::Halted { .. } => Err(Error::Exit(ExitCode::from(STOPPED))),
+    if !ended.dead.is_empty() {
+        let dead: Vec<String> = ended.dead.iter().map(Rank::to_string).collect();
+        let dead = dead.join(", ");
+        notes.push(format!(
+            "rank {dead} died, and the others did its work; what it did is not in here"
+        ));
     }
+    (!notes.is_empty()).then(|| notes.join("; "))
 }
 
 /// Signals that end a job are told by a descriptor alone; to be called before any thread starts.
@@ -220,14 +351,19 @@ fn block_signals() -> Result<SignalFd, String> {
 }
 
 /// The first signal lets end what runs, a second one stops at once.
-fn watch_signals(signals: SignalFd, sender: Sender<Notice>, waker: Waker) -> Result<(), String> {
+fn watch_signals(
+    signals: SignalFd,
+    sender: Sender<Notice>,
+    waker: Waker,
+    advice: &'static str,
+) -> Result<(), String> {
     let body = move || {
         let mut now = false;
         while let Ok(Some(info)) = signals.read_signal() {
             let name = Signal::try_from(info.ssi_signo as i32).map_or("a signal", Signal::as_str);
             let what =
                 if now { "stopping at once" } else { "what runs may end; once more stops it" };
-            log::warn!("{name}: {what}");
+            log::warn!("{name}: {what}{advice}");
             let reason = format!("{name} came");
             if sender.send(Notice::Halt { now, reason }).is_err() {
                 return;

@@ -8,6 +8,9 @@ use super::watch::Outputs;
 use super::{Common, all_on_one, micros};
 use crate::cli::Error;
 use crate::cli::flags::{Parsed, duration};
+use crate::net::Waker;
+use crate::sched::collect::Staged;
+use crate::sched::fabric::Fabric;
 use crate::sched::sleep::SleepFactory;
 use crate::sched::tasks::{Rank, Span};
 use crate::sched::workload::{Distribution, Workload, WorkloadSource};
@@ -41,22 +44,32 @@ struct SimulateJob {
 impl Job for SimulateJob {
     type Source = WorkloadSource;
     type Factory = SleepFactory;
+    type Held = ();
 
     fn common(&self) -> &Common {
         &self.common
     }
 
-    fn start(&self, rank: Rank, size: u32) -> Result<Start<WorkloadSource, SleepFactory>, String> {
-        let spans = match (self.all_on_one, rank) {
+    fn start<F: Fabric>(
+        &self,
+        fabric: &mut Staged<'_, F>,
+        _: &Waker,
+    ) -> Result<Start<WorkloadSource, SleepFactory, ()>, String> {
+        let spans = match (self.all_on_one, fabric.rank()) {
             (true, Rank(0)) => vec![Span::numbers(0, self.tasks)],
             (true, _) => vec![],
             (false, Rank(rank)) => {
-                vec![Span { start: u64::from(rank), end: self.tasks, stride: size }]
+                let stride = fabric.topology().size();
+                vec![Span { start: u64::from(rank), end: self.tasks, stride }]
             }
         };
+        // All begin at once: what is measured is the work, not the start of processes.
+        let told = fabric.gather(Vec::new())?;
+        fabric.scatter(told)?;
         Ok(Start {
             source: WorkloadSource::new(self.workload.clone()),
             factory: SleepFactory { workload: self.workload.clone(), slots: self.slots },
+            held: (),
             spans,
             whole: Some(self.tasks),
             bytes: false,

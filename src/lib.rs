@@ -38,3 +38,9 @@ pub mod prng;
 pub mod proto;
 pub mod sched;
 pub mod wire;
+
+/// What this build has that not every build has.
+pub const FEATURES: &[&str] = &[
+    #[cfg(feature = "mpi")]
+    "mpi",
+];

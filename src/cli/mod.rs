@@ -116,7 +116,8 @@ pub(crate) fn print(text: &str) -> Result<(), Error> {
 }
 
 fn version() -> String {
-    format!("cnse {}\nfeatures: none\n", env!("CARGO_PKG_VERSION"))
+    let features = if crate::FEATURES.is_empty() { &["none"] } else { crate::FEATURES };
+    format!("cnse {}\nfeatures: {}\n", env!("CARGO_PKG_VERSION"), features.join(", "))
 }
 
 fn overview() -> String {

@@ -22,6 +22,7 @@ pub mod cost;
 pub mod executor;
 pub mod fabric;
 mod figures;
+pub mod launcher;
 mod ledger;
 pub mod local;
 pub mod message;

@@ -26,6 +26,8 @@ pub mod launcher;
 mod ledger;
 pub mod local;
 pub mod message;
+#[cfg(feature = "mpi")]
+pub mod mpi;
 pub mod progress;
 pub mod queue;
 pub mod quiesce;

@@ -375,6 +375,10 @@ impl End {
                     assert!(list.iter().all(|rank| alive.contains(rank)), "{list:?}");
                     let at_ms = started.elapsed().as_millis();
                     println!("rank {me}: {list:?} are left, after {at_ms} ms");
+                    // Those that close already say no more.
+                    if plan.in_close {
+                        break;
+                    }
                     (alive, epoch) = (list, epoch + 1);
                     talks.fill(Talk::default());
                 }

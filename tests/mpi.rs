@@ -420,7 +420,7 @@ impl Talk {
         self.said_stop && self.heard_stop
     }
 
-    /// Numbered messages, large ones too, so that a death finds some half way; then that it is over.
+    /// Numbered messages, large ones too, so that a death finds some half way; then the end.
     fn speak(&mut self, fabric: &mut MpiFabric, to: Rank, epoch: u32, is_over: bool) {
         if self.said_stop {
             return;
@@ -448,7 +448,7 @@ impl Talk {
     }
 }
 
-/// Kills this process when the plan says so. What comes back is to hold, while it polls, since when.
+/// Kills this process when the plan says so. What comes back holds, while it polls, since when.
 fn die(plan: &Plan, me: Rank) -> Arc<AtomicU64> {
     let watched = Arc::new(AtomicU64::new(0));
     let Some(place) = plan.victims.iter().position(|&rank| rank == me) else { return watched };

@@ -331,7 +331,7 @@ impl Link {
                 }
             }
             Some(ClientEvent::Error { id: 0, code, message }) => {
-                return Err(failure(code, &message));
+                return Err(connection_failure(code, &message));
             }
             Some(ClientEvent::Error { id, code, message }) => {
                 if let Some(open) = self.open.remove(&id) {
@@ -362,6 +362,15 @@ impl Link {
     }
 }
 
+/// The failure of all requests on a connection that an ERROR ends. Unless the key is at fault, one
+/// of them is, and the others have done nothing, so that each may be sent again.
+fn connection_failure(code: u32, message: &str) -> Failure {
+    if ErrorCode::from_u32(code) == Some(ErrorCode::Unauthenticated) {
+        return failure(code, message);
+    }
+    Failure::backend(ErrorCode::Backend, format!("the gateway ended the connection: {message}"))
+}
+
 /// The failure that an ERROR tells. Of a path call's refusal the message is the answer's body.
 fn failure(code: u32, message: &str) -> Failure {
     let code = ErrorCode::from_u32(code).unwrap_or(ErrorCode::Internal);
@@ -377,4 +386,38 @@ fn failure(code: u32, message: &str) -> Failure {
     let status = code.http_status();
     let answer = Some(Box::new(Answer { status, body }));
     Failure { kind, answer, ..Failure::request(code, message) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::retry::{Verdict, judge};
+    use super::*;
+
+    #[test]
+    fn what_errors_mean() {
+        for (code, verdict) in [
+            (ErrorCode::BadRequest, Verdict::Final),
+            (ErrorCode::NotFound, Verdict::Final),
+            (ErrorCode::Overloaded, Verdict::Busy),
+            (ErrorCode::Deadline, Verdict::Retry),
+            (ErrorCode::Backend, Verdict::Retry),
+            (ErrorCode::Internal, Verdict::Retry),
+            (ErrorCode::ShuttingDown, Verdict::Retry),
+        ] {
+            let failure = failure(code as u32, "m");
+            assert_eq!(judge(&failure), verdict, "{code:?}");
+            let answer = failure.answer.unwrap();
+            assert_eq!(answer.status, code.http_status());
+            assert!(answer.body.starts_with(b"{\"error\""));
+        }
+        // One that is not known is the gateway's.
+        assert_eq!(judge(&failure(999, "m")), Verdict::Retry);
+        let body = r#"{"error":{"message":"own"}}"#;
+        let told = failure(ErrorCode::BadRequest as u32, body).answer.unwrap();
+        assert_eq!(told.body, body.as_bytes());
+        let of_all = |code: ErrorCode| judge(&connection_failure(code as u32, "m"));
+        assert_eq!(of_all(ErrorCode::TooLarge), Verdict::Retry);
+        assert_eq!(of_all(ErrorCode::BadFrame), Verdict::Retry);
+        assert_eq!(of_all(ErrorCode::Unauthenticated), Verdict::Final);
+    }
 }

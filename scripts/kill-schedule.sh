@@ -140,8 +140,9 @@ fresh() {
     mkdir "$work/out"
     [ "$1" != disk ] || mount -t tmpfs -o size=16m tmpfs "$work/out"
 }
-# Waits for the job until it is over, or 120 s; $code has what it exited with.
-await() {
+# Waits for the job until it is over, or 120 s; $code has what it exited with. The shell's own word of a death is noise.
+await() { settle 2>/dev/null; }
+settle() {
     code=0
     for _ in $(seq 1200); do
         kill -0 "$job" 2>/dev/null || break

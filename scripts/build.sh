@@ -2,6 +2,8 @@
 # Builds cnse with what this machine has, and says what is in.
 #
 #   scripts/build.sh        the binary is target/release/cnse
+#
+# With MPI, where mpicc and libclang are found; for another MPI than the one on PATH see scripts/mpi.sh.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -13,5 +15,22 @@ if ! command -v cc >/dev/null; then
     echo "build.sh: error: a C linker is missing; install one (Debian, Ubuntu: apt-get install gcc)" >&2
     exit 1
 fi
-cargo build --release --locked
-target/release/cnse --version
+
+# What MPI's crate needs: mpicc, and a libclang that can be loaded, with which it reads mpi.h.
+clang() {
+    [ -z "${LIBCLANG_PATH-}" ] || return 0
+    compgen -G '/usr/lib/llvm-*/lib/libclang*.so*' >/dev/null && compgen -G '/usr/lib/llvm-*/lib/clang/*/include/stddef.h' >/dev/null ||
+        { command -v clang && ldconfig -p | grep -q 'libclang.*\.so'; } >/dev/null 2>&1
+}
+features=
+if ! command -v "${MPICC:-mpicc}" >/dev/null; then
+    echo "build.sh: without MPI (there is no mpicc; Debian, Ubuntu: apt-get install libopenmpi-dev openmpi-bin libclang-dev)" >&2
+elif ! clang; then
+    echo "build.sh: without MPI (mpicc is there, libclang is not; Debian, Ubuntu: apt-get install libclang-dev)" >&2
+else
+    echo "build.sh: with MPI ($(command -v "${MPICC:-mpicc}")); the binary starts only where that MPI is" >&2
+    features="--features mpi"
+fi
+# shellcheck disable=SC2086
+cargo build --release --locked $features
+"${CARGO_TARGET_DIR:-target}/release/cnse" --version

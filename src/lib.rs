@@ -39,5 +39,8 @@ pub mod proto;
 pub mod sched;
 pub mod wire;
 
-/// What was built in besides the default.
-pub const FEATURES: &[&str] = &[];
+/// What this build has that not every build has.
+pub const FEATURES: &[&str] = &[
+    #[cfg(feature = "mpi")]
+    "mpi",
+];

@@ -34,7 +34,7 @@ const LINE_MAX: usize = 100;
 const FILE_MAX: usize = 600;
 const FUNCTION_MAX: usize = 80;
 /// Files in which unsafe code may stand.
-const UNSAFE: [&str; 1] = ["src/net/heap.rs"];
+const UNSAFE: [&str; 3] = ["src/net/heap.rs", "src/sched/mpi/calls.rs", "src/sched/mpi/ulfm.rs"];
 
 fn sources(folder: &str) -> Vec<(PathBuf, String)> {
     let mut found = Vec::new();

@@ -32,6 +32,7 @@ pub struct Prober {
     inflight: Option<u32>,
     health: Health,
     slow: u32,
+    quiet: bool,
 }
 
 /// What a look brought.
@@ -47,7 +48,12 @@ pub struct Look {
 impl Prober {
     /// For one backend; `inflight` takes the place of its own number of slots.
     pub fn new(dialect: Dialect, target: Target, inflight: Option<u32>) -> Prober {
-        Prober { dialect, target, inflight, health: Health::Loading, slow: 0 }
+        Prober { dialect, target, inflight, health: Health::Loading, slow: 0, quiet: false }
+    }
+
+    /// One that logs nothing: another looks at the same backend, and does.
+    pub fn quiet(self, quiet: bool) -> Prober {
+        Prober { quiet, ..self }
     }
 
     /// Looks once.
@@ -63,7 +69,7 @@ impl Prober {
             health = Ok(self.health.clone());
         }
         let health = health.unwrap_or_else(|error| Health::Down { reason: error.to_string() });
-        if health != self.health {
+        if health != self.health && !self.quiet {
             self.log(&health);
         }
         self.health = health.clone();
@@ -75,7 +81,10 @@ impl Prober {
     fn log(&self, health: &Health) {
         let name = &self.target.name;
         match health {
-            Health::Up { slots } => log::info!("backend {name} is up, {slots} slots"),
+            Health::Up { slots } => {
+                let what = if self.inflight.is_some() { "at once from here" } else { "slots" };
+                log::info!("backend {name} is up, {slots} {what}");
+            }
             Health::Loading => log::info!("backend {name} is loading"),
             Health::Down { reason } => log::warn!("backend {name} is down: {reason}"),
         }

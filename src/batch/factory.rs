@@ -35,6 +35,8 @@ pub struct Config {
     pub results: Option<Results>,
     /// Of the jitter.
     pub seed: u64,
+    /// Another rank of this machine logs how the servers are.
+    pub quiet: bool,
 }
 
 /// Tries after the first, if nothing is said.
@@ -74,7 +76,7 @@ impl BatchFactory {
     /// No thread can be had.
     pub fn start(config: Config) -> io::Result<BatchFactory> {
         assert_eq!(config.servers.len(), config.permits.len(), "each server has its permits");
-        let watch = Watch::start(&config.servers, &config.permits)?;
+        let watch = Watch::start(&config.servers, &config.permits, config.quiet)?;
         let shared = Shared { config, tries: Mutex::default() };
         Ok(BatchFactory { shared: Arc::new(shared), watch })
     }

@@ -266,7 +266,6 @@ fn slots_of(server: usize, group: &[usize], views: &[View]) -> u32 {
 /// Spreads `inflight` evenly over the servers at which there are places.
 fn spread(inflight: u32, permits: &mut [u32]) {
     let count = permits.iter().filter(|&&places| places > 0).count() as u32;
-    let mut nth = 0;
     if count == 0 {
         // More ranks than slots; the user wants it all the same.
         if let Some(first) = permits.first_mut() {
@@ -274,9 +273,9 @@ fn spread(inflight: u32, permits: &mut [u32]) {
         }
         return;
     }
-    for places in permits.iter_mut().filter(|places| **places > 0) {
+    let with_places = permits.iter_mut().filter(|places| **places > 0);
+    for (nth, places) in (0..).zip(with_places) {
         *places = inflight / count + u32::from(nth < inflight % count);
-        nth += 1;
     }
 }
 

@@ -54,15 +54,16 @@ struct Shared {
 const LOOKS: usize = 16;
 
 impl Watch {
-    /// Starts to look after `servers`, of which this rank has so many `permits` each.
+    /// Starts to look after `servers`, of which this rank has so many `permits` each. With `quiet`
+    /// another rank of this machine logs how they are.
     ///
     /// # Errors
     /// No thread can be had.
-    pub fn start(servers: &[Server], permits: &[u32]) -> io::Result<Watch> {
+    pub fn start(servers: &[Server], permits: &[u32], quiet: bool) -> io::Result<Watch> {
         let mut probers: Vec<(Prober, Instant)> = servers
             .iter()
             .zip(permits)
-            .map(|(server, &permits)| (prober(server, permits), Instant::now()))
+            .map(|(server, &permits)| (prober(server, permits).quiet(quiet), Instant::now()))
             .collect();
         let latest = vec![None; servers.len()];
         let shared = Arc::new(Mutex::new(Shared { latest, subscriptions: Vec::new() }));

@@ -14,6 +14,7 @@ use std::io::{self, Write as _};
 use std::process::ExitCode;
 
 use self::flags::{Asked, Flag};
+use crate::sched::launcher::Launched;
 
 /// Why a subcommand did not do what it was asked.
 #[derive(Debug)]
@@ -80,6 +81,8 @@ pub fn main() -> ExitCode {
         },
         name => find(name).and_then(|command| run(command, rest)),
     };
+    // Of the ranks that a launcher started, one says what is wrong with all of them.
+    let is_first = !matches!(Launched::from_environment(), Ok(Some(Launched { rank: 1.., .. })));
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(Error::Reported) => ExitCode::from(1),
@@ -89,7 +92,9 @@ pub fn main() -> ExitCode {
             ExitCode::from(1)
         }
         Err(Error::Usage(message)) => {
-            eprintln!("cnse: error: {message}");
+            if is_first {
+                eprintln!("cnse: error: {message}");
+            }
             ExitCode::from(2)
         }
     }
@@ -127,8 +132,8 @@ pub(crate) fn print(text: &str) -> Result<(), Error> {
 }
 
 fn version() -> String {
-    let features = if crate::FEATURES.is_empty() { "none" } else { &crate::FEATURES.join(" ") };
-    format!("cnse {}\nfeatures: {features}\n", env!("CARGO_PKG_VERSION"))
+    let features = if crate::FEATURES.is_empty() { &["none"] } else { crate::FEATURES };
+    format!("cnse {}\nfeatures: {}\n", env!("CARGO_PKG_VERSION"), features.join(", "))
 }
 
 /// Sends log lines to stderr, from the level on that `--log` names.

@@ -97,7 +97,10 @@ impl<'f, F: Fabric> Staged<'f, F> {
         of: impl Fn(Rank) -> bool,
         missing: u32,
     ) -> Result<(Rank, Vec<u8>), String> {
-        let is_it = |arrival: &Arrival| matches!(arrival, Arrival::Message(from, Message::Job(_)) if of(*from));
+        let is_it = |arrival: &Arrival| match arrival {
+            Arrival::Message(from, Message::Job(_)) => of(*from),
+            _ => false,
+        };
         let until = std::time::Instant::now() + PATIENCE;
         let mut found = self.early.iter().position(is_it).and_then(|at| self.early.remove(at));
         loop {

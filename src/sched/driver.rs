@@ -7,8 +7,8 @@
 //! ```
 //!
 //! The root (the lowest rank that lives) collects what all ranks did. Where the fabric has no waker
-//! (MPI) it is polled: often after something came, ever more rarely then, and the main thread sleeps
-//! in between, so that an idle rank costs next to nothing.
+//! (MPI) it is polled: often after something came, ever more rarely then, and the main thread
+//! sleeps in between, so that an idle rank costs next to nothing.
 
 use std::collections::BTreeMap;
 use std::io;

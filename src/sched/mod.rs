@@ -24,9 +24,12 @@ pub mod driver;
 pub mod executor;
 pub mod fabric;
 mod figures;
+pub mod launcher;
 mod ledger;
 pub mod local;
 pub mod message;
+#[cfg(feature = "mpi")]
+pub mod mpi;
 pub mod progress;
 pub mod queue;
 pub mod quiesce;

@@ -5,4 +5,5 @@ mod cli;
 mod common;
 mod hostile;
 mod llama;
+mod schedule;
 mod serve;

@@ -149,6 +149,7 @@ impl Rig {
                 kept.lock().unwrap().push(serde_json::from_slice(&line).unwrap());
             })),
             seed: 1,
+            quiet: true,
         };
         change(&mut config);
         let factory = BatchFactory::start(config).unwrap();

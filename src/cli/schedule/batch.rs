@@ -207,7 +207,12 @@ impl BatchJob {
         }
     }
 
-    fn factory(&self, setup: Setup, journal: Option<&Journal>) -> Result<BatchFactory, String> {
+    fn factory(
+        &self,
+        setup: Setup,
+        journal: Option<&Journal>,
+        quiet: bool,
+    ) -> Result<BatchFactory, String> {
         let work = match &self.input {
             Input::Prompt(prompt, _) => Work::Prompt(prompt.clone()),
             _ => Work::Rows(self.options.clone()),
@@ -228,6 +233,7 @@ impl BatchJob {
             work,
             results,
             seed: self.common.seed,
+            quiet,
         };
         BatchFactory::start(config).map_err(|error| format!("watching the servers: {error}"))
     }
@@ -300,9 +306,11 @@ impl Job for BatchJob {
             log::info!("rank {rank} has no place at any server, and only reads and gives");
         }
         let reads = setup.reads;
+        let topology = fabric.topology();
+        let is_first = topology.members(topology.node(rank)).first() == Some(&rank);
         Ok(Start {
             source: self.source(reads)?,
-            factory: self.factory(setup, held.journal.as_ref())?,
+            factory: self.factory(setup, held.journal.as_ref(), !is_first)?,
             held,
             spans,
             whole,
@@ -396,6 +404,8 @@ fn say(merged: &Merged, files: &Files) {
             files.folder
         );
     }
+    // A repeated custom_id's own answer, if it was asked for, is dropped too, and was told above.
+    let dropped = dropped.saturating_sub(duplicates);
     if dropped > 0 {
         log::warn!("{dropped} earlier results are of rows that the input does not have any more");
     }

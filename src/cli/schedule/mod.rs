@@ -95,7 +95,7 @@ pub const FLAGS: &[Flag] = &[
 /// What all jobs are told.
 #[derive(Clone, Debug)]
 struct Common {
-    ranks: u32,
+    ranks: Option<u32>,
     workers: usize,
     window: usize,
     longest_first: bool,
@@ -128,7 +128,7 @@ impl Common {
             other => return Err(format!("--order {other}: not longest or input")),
         };
         Ok(Common {
-            ranks: parsed.number("ranks", 1, 1024)?.unwrap_or(1),
+            ranks: parsed.number("ranks", 1, 1024)?,
             workers: parsed.number("workers", 1, 64)?.unwrap_or(1),
             window: parsed.number("window", 1, 1 << 24)?.unwrap_or(4096),
             longest_first,

@@ -2,7 +2,9 @@
 
 use std::process::ExitCode;
 use std::sync::mpsc::{Receiver, Sender, channel};
-use std::time::{Duration, Instant as Moment, SystemTime};
+#[cfg(feature = "mpi")]
+use std::time::Duration;
+use std::time::{Instant as Moment, SystemTime};
 
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
@@ -16,6 +18,7 @@ use crate::sched::collect::Staged;
 use crate::sched::driver::{self, DriverConfig, Ended, Hooks, Notice};
 use crate::sched::executor::ExecutorFactory;
 use crate::sched::fabric::{Fabric, Topology};
+use crate::sched::launcher::Launched;
 use crate::sched::local::local;
 use crate::sched::progress::{RankStatus, Whole};
 use crate::sched::rank::{Over, RankConfig};
@@ -120,49 +123,97 @@ pub trait Job: Sync {
 pub fn run<J: Job>(job: &J, outputs: &Outputs) -> Result<(), Error> {
     socket::raise_descriptor_limit();
     let signals = block_signals().map_err(Error::Failed)?;
-    let size = job.common().ranks;
-    let host = nix::unistd::gethostname().unwrap_or_else(|_| "localhost".into());
-    let node = host.to_string_lossy().into_owned();
+    match Launched::from_environment().map_err(Error::Failed)? {
+        None => threads(job, outputs, signals),
+        Some(_) if job.common().ranks.is_some() => {
+            let message = "--ranks is for one process; mpirun's -np says how many ranks there are";
+            Err(Error::Usage(message.to_owned()))
+        }
+        Some(launched) => processes(job, outputs, signals, &launched),
+    }
+}
+
+/// This process as one of the ranks that a launcher started.
+#[cfg(feature = "mpi")]
+fn processes<J: Job>(
+    job: &J,
+    outputs: &Outputs,
+    signals: SignalFd,
+    launched: &Launched,
+) -> Result<(), Error> {
+    use crate::sched::mpi::{MpiFabric, abort};
+    let mut fabric = MpiFabric::open(launched).map_err(Error::Failed)?;
+    let began = (Moment::now(), SystemTime::now());
+    let rank = fabric.rank();
+    match one(job, &mut fabric, host(), Some(signals), outputs) {
+        Ok(rest) => {
+            let result = finish(job, rest, outputs, began);
+            while !fabric.close() {
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            result
+        }
+        Err(error) => {
+            // The others would wait for this one for ever.
+            log::error!("rank {rank}: {error}");
+            abort(1)
+        }
+    }
+}
+
+/// Without MPI only a single rank can be what a launcher starts.
+#[cfg(not(feature = "mpi"))]
+fn processes<J: Job>(
+    job: &J,
+    outputs: &Outputs,
+    signals: SignalFd,
+    launched: &Launched,
+) -> Result<(), Error> {
+    if let Err(message) = launched.refuse() {
+        // Said once, not by each.
+        return Err(if launched.rank == 0 { Error::Failed(message) } else { Error::Reported });
+    }
+    threads(job, outputs, signals)
+}
+
+/// Threads of this process as ranks.
+fn threads<J: Job>(job: &J, outputs: &Outputs, signals: SignalFd) -> Result<(), Error> {
+    let size = job.common().ranks.unwrap_or(1);
     let fabrics = local(Topology::new(&vec![0; size as usize]));
     let mut fabrics =
         fabrics.map_err(|error| Error::Failed(format!("making {size} ranks: {error}")))?;
     let others = fabrics.split_off(1);
     let began = (Moment::now(), SystemTime::now());
     std::thread::scope(|scope| {
-        let mut threads = Vec::new();
         for (rank, mut fabric) in (1..).zip(others) {
-            let node = node.clone();
-            let body = move || -> Result<(), String> {
-                let rest = one(job, &mut fabric, node, None, outputs)?;
-                close(&mut fabric);
-                drop(rest);
-                Ok(())
+            let body = move || match one(job, &mut fabric, host(), None, outputs) {
+                Ok(rest) => drop(rest),
+                Err(error) => give_up(Rank(rank), &error),
             };
             let thread = std::thread::Builder::new().name(format!("rank-{rank}"));
-            threads.push(thread.spawn_scoped(scope, body).map_err(|error| {
+            thread.spawn_scoped(scope, body).map_err(|error| {
                 Error::Failed(format!("starting rank {rank} of {size}: {error}"))
-            })?);
+            })?;
         }
-        let result = one(job, &mut fabrics[0], node, Some(signals), outputs);
-        let mut failures = Vec::new();
-        for (rank, thread) in (1..).zip(threads) {
-            match thread.join() {
-                Ok(Ok(())) => {}
-                Ok(Err(error)) => failures.push((Rank(rank), error)),
-                Err(_) => failures.push((Rank(rank), "it panicked".to_owned())),
-            }
+        match one(job, &mut fabrics[0], host(), Some(signals), outputs) {
+            Ok(rest) => finish(job, rest, outputs, began),
+            Err(error) => give_up(Rank(0), &error),
         }
-        let mut rest = result.map_err(Error::Failed)?;
-        rest.ended.failures.extend(failures);
-        finish(job, rest, outputs, began)
     })
 }
 
-/// Ends a fabric, together with all other ranks.
-fn close(fabric: &mut impl Fabric) {
-    while !fabric.close() {
-        std::thread::sleep(Duration::from_millis(1));
+/// A rank cannot go on, and the others would wait for it for ever.
+fn give_up(rank: Rank, error: &str) -> ! {
+    match rank {
+        Rank(0) => eprintln!("cnse: error: {error}"),
+        rank => eprintln!("cnse: error: rank {rank}: {error}"),
     }
+    std::process::exit(1)
+}
+
+fn host() -> String {
+    let host = nix::unistd::gethostname().unwrap_or_else(|_| "localhost".into());
+    host.to_string_lossy().into_owned()
 }
 
 /// What a rank, done with its work, still has to say.

@@ -4,8 +4,8 @@
 # medians of makespan / ideal in one table (1.000: all 16 busy to the end), and what starting up costs, which is not in
 # them but for xargs and parallel, whose own start is in (and is a few ms).
 #
-#   scripts/compare_schedulers.sh [ROUNDS] [MPI…]    3 rounds; MPI: debian, ompi5 or mpich, builds that scripts/mpi.sh
-#                                                    made: `cnse schedule` is run under these too, 4 ranks of 4
+#   scripts/compare_schedulers.sh [ROUNDS] [MPI…]    3 rounds; MPI: debian, ompi5 or mpich, as scripts/mpi.sh builds cnse
+#                                                    with them: `cnse schedule` is run under these too, 4 ranks of 4
 #
 # CNSE_PEERS_CACHE   where mpi4py with its MPI is kept (default: ${XDG_CACHE_HOME:-~/.cache}/cnse/peers)
 #
@@ -29,8 +29,10 @@ for tool in xargs parallel awk; do
 done
 declare -A python
 for flavour in mpich openmpi; do python[$flavour]=$(scripts/peers-venv.sh "$flavour"); done
+declare -A environment
 for mpi in ${mpis[@]+"${mpis[@]}"}; do
-    [ -x scripts/mpi.sh ] || die "scripts/mpi.sh is not there, which builds and runs cnse with $mpi"
+    environment[$mpi]=$(scripts/mpi.sh env "$mpi")
+    (eval "${environment[$mpi]}" && cargo build --release --locked --quiet --features mpi) || die "cnse could not be built with $mpi"
 done
 
 work=$(mktemp -d)
@@ -61,6 +63,14 @@ ours() { # COLUMN START COMMAND…
     esac
     schedule "${@:3}" "${flags[@]}"
 }
+# Under mpirun. A rank has several threads, and so is not to be bound to one core.
+under() { # MPI ARGS…
+    (
+        eval "${environment[$1]}"
+        export OMPI_MCA_hwloc_base_binding_policy=none PRTE_MCA_hwloc_default_binding_policy=none
+        exec mpirun -np 4 "$CARGO_TARGET_DIR/release/cnse" "${@:2}"
+    )
+}
 # Open MPI starts neither more processes than cores nor any as root without being told that it may.
 pool() {
     OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1 PRTE_MCA_rmaps_default_mapping_policy=:oversubscribe \
@@ -89,7 +99,7 @@ for round in $(seq "$rounds"); do
             run "cnse schedule, threads, ${start//-/ }" "$column" ours "$column" $start "$cnse" schedule --ranks 4
             for mpi in ${mpis[@]+"${mpis[@]}"}; do
                 run "cnse schedule, MPI ($mpi), ${start//-/ }" "$column" \
-                    ours "$column" $start scripts/mpi.sh run "$mpi" -np 4 schedule
+                    ours "$column" $start under "$mpi" schedule
             done
         done
         for flavour in mpich openmpi; do

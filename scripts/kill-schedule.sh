@@ -56,7 +56,8 @@ done
 serve=${CNSE:-$PWD/target/release/cnse}
 [ -x "$serve" ] || scripts/build.sh >&2
 if [ -n "$mpi" ]; then
-    eval "$(scripts/mpi.sh env "$mpi")"
+    exports=$(scripts/mpi.sh env "$mpi")
+    eval "$exports"
     export OMPI_MCA_hwloc_base_binding_policy=none PRTE_MCA_hwloc_default_binding_policy=none
     cargo build --release --locked --quiet --features mpi
     cnse=$CARGO_TARGET_DIR/release/cnse

@@ -2,12 +2,12 @@
 # A Slurm of two nodes on this one machine, to try scripts/schedule.sbatch: Debian's packages, a configuration of its own,
 # started by hand in a private folder and taken away again. Each node is a slurmd with its own host name.
 #
-#   scripts/slurm-one.sh                     the checks: a job on one node, one that its time limit sends back into the
-#                                            queue, and, if $CNSE was built with MPI, srun on both nodes
-#   scripts/slurm-one.sh COMMAND…            runs COMMAND while that Slurm is up (sbatch, srun, a shell…)
+#   scripts/slurm-one.sh [--mpi WHICH]               the checks: a job on one node, one that is told to stop and goes on
+#                                                    from the queue, and, with MPI, srun of each kind on both nodes
+#   scripts/slurm-one.sh [--mpi WHICH] COMMAND…      runs COMMAND while that Slurm is up (sbatch, srun, a shell…)
 #
-# CNSE            the binary (default: target/release/cnse)
-# CNSE_SRUN_MPI   the srun --mpi with which its MPI works, pmix or pmi2 (default: pmix)
+# --mpi    debian, ompi5 or mpich, as scripts/mpi.sh builds cnse with them (default: $CNSE, whatever it was built with)
+# CNSE     the binary (default: target/release/cnse)
 #
 # Works as root only: it mounts a folder for each node, and installs slurmd, slurmctld, slurm-client and munge if they are
 # not there. Nothing of it outlives the script.
@@ -25,6 +25,15 @@ if ! command -v slurmctld slurmd munged srun >/dev/null; then
     # They are started by hand below. Where systemd runs, the packages start theirs too; these do not meet.
     { apt-get update && apt-get install -y --no-install-recommends slurmd slurmctld slurm-client munge; } >&2 ||
         die "apt-get could not install slurmd slurmctld slurm-client munge; install them by hand"
+fi
+if [ "${1-}" = --mpi ]; then
+    [ $# -ge 2 ] || die "--mpi needs a name: debian, ompi5 or mpich"
+    exports=$(scripts/mpi.sh env "$2")
+    eval "$exports"
+    cargo build --release --locked --quiet --features mpi
+    CNSE=$CARGO_TARGET_DIR/release/cnse
+    [ "$2" != mpich ] || export CNSE_SRUN_MPI=pmi2
+    shift 2
 fi
 export CNSE=${CNSE:-$PWD/target/release/cnse}
 [ -x "$CNSE" ] || scripts/build.sh >&2

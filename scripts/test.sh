@@ -136,6 +136,7 @@ step "the openai package through the openai backend" "$python" "$check" --base-u
 step "the openai package and the built-in backend" "$python" "$check" --base-url "http://$builtin/v1" --model built-in \
     --embeddings-url "http://$builtin/v1"
 step "curl" tests/peers/curl_check.sh "http://$gateway" secret
+step "the MPIJob's form" bash -c '"$(scripts/peers-venv.sh kubernetes)" tests/peers/mpijob_check.py'
 
 if [ -n "${CI-}" ] && [ "$skipped" -gt 0 ]; then
     echo "test.sh: error: $skipped tests were skipped that should have run" >&2

@@ -560,6 +560,7 @@ impl<'d, F: Fabric, S: Source> Driver<'d, F, S> {
             tally: self.tally.clone(),
             steals_tried: moves.steals_tried,
             steals_won: moves.steals_won,
+            steals_near: moves.steals_near,
             tasks_in: moves.tasks_in,
             tasks_out: moves.tasks_out,
             idle_us: (wall_us * slots as u64).saturating_sub(busy_us),

@@ -78,6 +78,7 @@ impl JobReport {
             "steals": {
                 "tried": of.steals_tried,
                 "won": of.steals_won,
+                "own_node": of.steals_near,
                 "moved": of.tasks_in,
                 "given": of.tasks_out,
             },
@@ -188,7 +189,10 @@ mod tests {
             (&json!(177), &json!(3), &json!(10))
         );
         assert_eq!(json["errors_by_kind"], json!({ "HTTP 503: busy": 3 }));
-        assert_eq!(json["steals"], json!({ "tried": 6, "won": 1, "moved": 40, "given": 40 }));
+        assert_eq!(
+            json["steals"],
+            json!({ "tried": 6, "won": 1, "own_node": 0, "moved": 40, "given": 40 })
+        );
         assert_eq!(keys(&json["e2e_ms"]).len(), 9);
         assert_eq!(json["servers"]["b:2"]["ok"], 79);
         // All that is said of a rank is said of the job.

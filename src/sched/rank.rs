@@ -57,6 +57,8 @@ pub struct Moves {
     pub steals_tried: u64,
     /// Answers with work in them, and work that came because word was left.
     pub steals_won: u64,
+    /// Those of them that came from the own node.
+    pub steals_near: u64,
     /// Tasks that came, as far as they had been read.
     pub tasks_in: u64,
     /// Tasks that went, likewise.
@@ -412,6 +414,8 @@ impl<S: Source> Core<S> {
             return;
         }
         self.moves.steals_won += 1;
+        let (topology, me) = (&self.config.topology, self.config.rank);
+        self.moves.steals_near += u64::from(topology.node(from) == topology.node(me));
         self.moves.tasks_in += gift.tasks.len() as u64;
         for task in &mut gift.tasks {
             task.cost_us = self.source.cost_us(task);

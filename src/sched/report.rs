@@ -33,6 +33,8 @@ pub struct RankReport {
     pub steals_tried: u64,
     /// Times that it was given some.
     pub steals_won: u64,
+    /// Those of them that a rank of its own node gave.
+    pub steals_near: u64,
     /// Tasks that it got from other ranks.
     pub tasks_in: u64,
     /// Tasks that it gave to other ranks.
@@ -109,10 +111,11 @@ impl RankReport {
     }
 
     /// What adds up.
-    fn counts(&self) -> [u64; 7] {
+    fn counts(&self) -> [u64; 8] {
         [
             self.steals_tried,
             self.steals_won,
+            self.steals_near,
             self.tasks_in,
             self.tasks_out,
             self.idle_us,
@@ -121,10 +124,11 @@ impl RankReport {
         ]
     }
 
-    fn counts_mut(&mut self) -> [&mut u64; 7] {
+    fn counts_mut(&mut self) -> [&mut u64; 8] {
         [
             &mut self.steals_tried,
             &mut self.steals_won,
+            &mut self.steals_near,
             &mut self.tasks_in,
             &mut self.tasks_out,
             &mut self.idle_us,
@@ -288,6 +292,7 @@ pub(super) mod tests {
             tally,
             steals_tried: 3,
             steals_won: u64::from(rank),
+            steals_near: 0,
             tasks_in: 40 * u64::from(rank),
             tasks_out: 40 * u64::from(1 - rank),
             idle_us: 5_200_000 - 50_000 * tasks,

@@ -539,6 +539,7 @@ impl<'p> World<'p> {
             let of = sim.core.moves();
             moves.steals_tried += of.steals_tried;
             moves.steals_won += of.steals_won;
+            moves.steals_near += of.steals_near;
             moves.tasks_in += of.tasks_in;
             moves.tasks_out += of.tasks_out;
         }

@@ -30,7 +30,7 @@ pub fn run(parsed: &Parsed) -> Result<(), Error> {
             "over_shared_queue": outcome.makespan_us / queue_us.max(1e-9),
             "balance": outcome.balance, "messages": outcome.messages,
             "steals": { "tried": moves.steals_tried, "won": moves.steals_won,
-                        "moved": moves.tasks_in },
+                        "own_node": moves.steals_near, "moved": moves.tasks_in },
             "latency_us": { "near": latency.near_us, "far": latency.far_us,
                             "look": latency.look_us, "idle_look": latency.idle_look_us,
                             "start": latency.start_us },

@@ -172,6 +172,8 @@ struct Driver<'d, F, S> {
     waker: Waker,
     tick_at: Instant,
     poll: Duration,
+    /// What came while it waited.
+    early: Option<Arrival>,
     tally: Tally,
     since_told: Tally,
     first: Option<Instant>,
@@ -229,6 +231,7 @@ impl<'d, F: Fabric, S: Source> Driver<'d, F, S> {
             waker: config.waker,
             tick_at: now + TICK,
             poll: POLL_MIN,
+            early: None,
             tally: Tally::default(),
             since_told: Tally::default(),
             first: None,
@@ -286,7 +289,7 @@ impl<'d, F: Fabric, S: Source> Driver<'d, F, S> {
     }
 
     fn arrivals(&mut self) -> Result<(), String> {
-        while let Some(arrival) = self.fabric.poll() {
+        while let Some(arrival) = self.early.take().or_else(|| self.fabric.poll()) {
             self.poll = POLL_MIN;
             match arrival {
                 Arrival::Message(from, message) => {
@@ -378,25 +381,35 @@ impl<'d, F: Fabric, S: Source> Driver<'d, F, S> {
         }
     }
 
+    /// Waits until something happens. Where only polling tells of messages that is done here, so
+    /// that an idle rank need not take a whole turn to learn that there is nothing.
     fn wait(&mut self, busy: bool) -> Result<(), String> {
         let mut until = self.core.wake_at().min(self.tick_at);
-        if self.fabric.waker().is_none() {
-            until = until.min(self.now + self.poll);
-            let idle = self.core.in_hand() == 0;
-            let most = if idle { POLL_IDLE_MAX } else { POLL_BUSY_MAX };
-            self.poll = (self.poll * 2).min(most);
-        }
         if self.core.has_outgoing() {
             // The fabric is full, and gets a moment to move.
             until = until.min(self.now + FULL_WAIT);
         }
-        let until = if busy { self.now } else { until };
-        let wait = self.poller.wait(self.now, Some(until));
-        wait.map_err(|error| format!("a rank's poller: {error}"))?;
-        for event in 0..self.poller.event_count() {
-            let _ = self.poller.event(event);
+        if busy {
+            until = self.now;
         }
-        Ok(())
+        let polled = self.fabric.waker().is_none();
+        let most = if self.core.in_hand() == 0 { POLL_IDLE_MAX } else { POLL_BUSY_MAX };
+        loop {
+            let look = if polled { self.now + self.poll } else { Instant::FAR };
+            let wait = self.poller.wait(self.now, Some(until.min(look)));
+            wait.map_err(|error| format!("a rank's poller: {error}"))?;
+            let woken = (0..self.poller.event_count())
+                .fold(false, |woken, event| self.poller.event(event).is_some() || woken);
+            self.now = self.clock.now();
+            if !polled || woken || self.now >= until {
+                return Ok(());
+            }
+            self.poll = (self.poll * 2).min(most);
+            self.early = self.fabric.poll();
+            if self.early.is_some() {
+                return Ok(());
+            }
+        }
     }
 
     /// About every second: collects what the workers counted, and tells the root.

@@ -5,7 +5,8 @@
 //! starting a long one late costs more than any stealing wins back (Graham, 1969). Where nothing is
 //! known of them, the order of the input is kept, also through every split.
 
-use std::collections::VecDeque;
+use std::cmp::Reverse;
+use std::collections::{BinaryHeap, VecDeque};
 
 use super::ledger::Ledger;
 use super::tasks::{Source, Span, Task};
@@ -16,6 +17,11 @@ const READ_TASKS: usize = 512;
 pub const GIFT_TASKS_MAX: usize = 4096;
 /// Bytes of bodies in one gift.
 const GIFT_BYTES_MAX: usize = 1 << 20;
+
+/// Few rows of a batch have fewer bytes.
+const ROW_BYTES: u64 = 256;
+/// Fewer bytes of a span are not worth a gift.
+const FRONT_BYTES_MIN: u64 = 16 << 10;
 
 /// What one rank gives to another.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -37,16 +43,19 @@ impl Gift {
 #[derive(Debug)]
 pub struct Queue {
     ready: VecDeque<Task>,
+    /// Estimated microseconds of what is ready.
+    ready_us: u64,
     spans: Vec<Span>,
     window: usize,
     longest_first: bool,
 }
 
 impl Queue {
-    /// Empty; at most `window` tasks are read ahead.
+    /// Empty; some `window` tasks are read ahead where they are put in order, and always as many as
+    /// are wanted at once.
     pub fn new(window: usize, longest_first: bool) -> Queue {
         let (ready, spans) = (VecDeque::new(), Vec::new());
-        Queue { ready, spans, window: window.max(1), longest_first }
+        Queue { ready, ready_us: 0, spans, window: window.max(1), longest_first }
     }
 
     /// Adds work.
@@ -61,13 +70,16 @@ impl Queue {
     /// Puts tasks back that were taken and not begun: they stand first again.
     pub fn put_back(&mut self, tasks: Vec<Task>) {
         for task in tasks.into_iter().rev() {
+            self.ready_us += u64::from(task.cost_us);
             self.ready.push_front(task);
         }
     }
 
     /// The next task.
     pub fn take(&mut self) -> Option<Task> {
-        self.ready.pop_front()
+        let task = self.ready.pop_front()?;
+        self.ready_us -= u64::from(task.cost_us);
+        Some(task)
     }
 
     /// Tasks that were read.
@@ -136,52 +148,83 @@ impl Queue {
 
     /// Estimated microseconds of it all.
     pub fn cost_us(&self, source: &impl Source) -> u64 {
-        let ready: u64 = self.ready.iter().map(|task| u64::from(task.cost_us)).sum();
         let unread: u64 = self.spans.iter().map(Span::mass).sum();
-        ready + (unread as f64 * source.cost_us_per_mass()) as u64
+        self.ready_us + (unread as f64 * source.cost_us_per_mass()) as u64
     }
 
     /// A rough number of tasks in it: enough to tell few from many.
     pub fn count(&self) -> u64 {
         let unread = self.spans.iter().map(|span| match span.stride {
-            // Few rows of a batch have less.
-            0 => span.mass().div_ceil(256),
+            0 => span.mass().div_ceil(ROW_BYTES),
             _ => span.mass(),
         });
         self.ready.len() as u64 + unread.sum::<u64>()
     }
 
-    /// Splits off `parts` gifts of equal estimated work, as much as is left for itself; the first
-    /// `keep` tasks stay. The longest task that does not stay goes out first. With `bodies` the
-    /// tasks go with their rows, and no spans go.
-    pub fn share(&mut self, parts: usize, keep: usize, bodies: bool) -> Vec<Gift> {
+    /// Splits off a gift for each of `caps`, of equal estimated work and as much as is left for
+    /// itself, but no more than the cap; the first `keep` tasks stay. The longest task that does not
+    /// stay goes out first. With `bodies` the tasks go with their rows, and no spans go.
+    pub fn share(&mut self, caps: &[u64], keep: usize, bodies: bool) -> Vec<Gift> {
+        let parts = caps.len();
         let mut gifts = vec![Gift::default(); parts];
-        if !bodies {
+        // Half of what was not read yet is more than a rank wants that has some already.
+        if !bodies && caps.iter().all(|&cap| cap == u64::MAX) {
             self.share_spans(&mut gifts);
         }
         let keep = keep.min(self.ready.len());
         let rest: Vec<Task> = self.ready.drain(keep..).collect();
         // Each goes to whoever has the least yet: of equal tasks every second, in order. The gifts
         // come ahead of what is kept, since whoever asked can begin at once.
-        let mut loads = vec![(0u64, 0usize); parts + 1];
+        let least = (0..=parts).map(|part| Reverse((0, 0, part)));
+        let mut least: BinaryHeap<Reverse<(u64, usize, usize)>> = least.collect();
         let mut sizes = vec![0usize; parts];
         for task in rest {
-            let open = |&part: &usize| {
-                part == parts
-                    || (gifts[part].tasks.len() < GIFT_TASKS_MAX && sizes[part] < GIFT_BYTES_MAX)
-            };
-            let part = (0..=parts).filter(open).min_by_key(|&part| loads[part]);
-            let part = part.expect("the own part is always open");
-            loads[part].0 += u64::from(task.cost_us);
-            loads[part].1 += 1;
+            let Some(Reverse((load, count, part))) = least.pop() else { break };
+            let load = load + u64::from(task.cost_us);
             if part == parts {
                 self.ready.push_back(task);
             } else {
                 sizes[part] += if bodies { task.mass as usize } else { 0 };
                 gifts[part].tasks.push(task);
+                let full =
+                    gifts[part].tasks.len() >= GIFT_TASKS_MAX || sizes[part] >= GIFT_BYTES_MAX;
+                if full || load >= caps[part] {
+                    continue;
+                }
+            }
+            least.push(Reverse((load, count + 1, part)));
+        }
+        let given = gifts.iter().flat_map(|gift| &gift.tasks);
+        self.ready_us -= given.map(|task| u64::from(task.cost_us)).sum::<u64>();
+        gifts
+    }
+
+    /// Splits off a gift of about so many tasks, the next in order after the first `keep`;
+    /// otherwise as `share`.
+    pub fn front(&mut self, tasks: u64, keep: usize, bodies: bool) -> Gift {
+        let mut gift = Gift::default();
+        let most = usize::try_from(tasks).unwrap_or(usize::MAX).min(GIFT_TASKS_MAX);
+        let (keep, mut bytes) = (keep.min(self.ready.len()), 0);
+        let fits = |task: &&Task| {
+            bytes += if bodies { task.mass as usize } else { 0 };
+            bytes <= GIFT_BYTES_MAX.max(task.mass as usize)
+        };
+        let count = self.ready.range(keep..).take(most).take_while(fits).count();
+        gift.tasks = self.ready.drain(keep..keep + count).collect();
+        self.ready_us -= gift.tasks.iter().map(|task| u64::from(task.cost_us)).sum::<u64>();
+        let wanted = tasks - count as u64;
+        if !bodies
+            && wanted > 0
+            && let Some(index) = (0..self.spans.len()).min_by_key(|&i| self.spans[i].start)
+        {
+            let span = &mut self.spans[index];
+            let given = front_of(span, wanted);
+            gift.spans.extend(Some(given).filter(|given| !given.is_empty()));
+            if span.is_empty() {
+                self.spans.swap_remove(index);
             }
         }
-        gifts
+        gift
     }
 
     fn share_spans(&mut self, gifts: &mut [Gift]) {
@@ -211,7 +254,7 @@ impl Queue {
         let mut bytes = 0;
         while gift.tasks.len() < GIFT_TASKS_MAX
             && bytes < GIFT_BYTES_MAX
-            && let Some(task) = self.ready.pop_front()
+            && let Some(task) = self.take()
         {
             bytes += if bodies { task.mass as usize } else { 0 };
             gift.tasks.push(task);
@@ -221,21 +264,30 @@ impl Queue {
 
     /// Below how many tasks it reads on.
     fn low(&self, source: &impl Source, near: usize) -> usize {
-        if source.is_uniform() || !self.longest_first {
-            near.min(self.window)
-        } else {
-            (self.window / 2).max(near.min(self.window))
-        }
+        if source.is_uniform() || !self.longest_first { near } else { near.max(self.window / 2) }
     }
 
     fn sort(&mut self) {
+        self.ready_us = self.ready.iter().map(|task| u64::from(task.cost_us)).sum();
         let ready = self.ready.make_contiguous();
         if self.longest_first {
-            ready.sort_by_key(|task| (std::cmp::Reverse(task.cost_us), task.at));
+            ready.sort_by_key(|task| (Reverse(task.cost_us), task.at));
         } else {
             ready.sort_by_key(|task| task.at);
         }
     }
+}
+
+/// Takes about so many tasks off the front of a span.
+fn front_of(span: &mut Span, tasks: u64) -> Span {
+    let step = match span.stride {
+        0 => tasks.saturating_mul(ROW_BYTES).max(FRONT_BYTES_MIN),
+        stride => tasks.saturating_mul(u64::from(stride)),
+    };
+    let middle = span.start.saturating_add(step).min(span.end);
+    let given = Span { end: middle, ..*span };
+    span.start = middle;
+    given
 }
 
 /// Notes what of `span`, up to `to`, was read and is no task.
@@ -276,7 +328,7 @@ mod tests {
         let tasks = [1, 100, 1, 1, 50, 48].into_iter().enumerate();
         let tasks = tasks.map(|(at, cost)| task(at as u64, cost)).collect();
         queue.add(Gift { tasks, spans: vec![] });
-        let gift = queue.share(1, 0, false).remove(0);
+        let gift = queue.share(&[u64::MAX], 0, false).remove(0);
         assert_eq!(costs(&gift.tasks), [100, 1]);
         let kept: Vec<Task> = std::iter::from_fn(|| queue.take()).collect();
         assert_eq!(costs(&kept), [50, 48, 1, 1]);
@@ -286,7 +338,7 @@ mod tests {
     fn without_estimates_both_keep_the_order() {
         let mut queue = Queue::new(100, false);
         queue.add(Gift { tasks: (0..7).map(|at| task(at, 0)).collect(), spans: vec![] });
-        let gift = queue.share(1, 1, false).remove(0);
+        let gift = queue.share(&[u64::MAX], 1, false).remove(0);
         let ats = |tasks: &[Task]| tasks.iter().map(|task| task.at).collect::<Vec<_>>();
         assert_eq!(ats(&gift.tasks), [1, 3, 5]);
         let kept: Vec<Task> = std::iter::from_fn(|| queue.take()).collect();
@@ -297,7 +349,7 @@ mod tests {
     fn spans_are_shared_evenly() {
         let mut queue = Queue::new(4, true);
         queue.add(Gift { tasks: vec![], spans: vec![Span::numbers(0, 800)] });
-        let gifts = queue.share(7, 0, false);
+        let gifts = queue.share(&[u64::MAX; 7], 0, false);
         assert!(gifts.iter().all(|gift| gift.spans.iter().map(Span::mass).sum::<u64>() == 100));
         assert_eq!(queue.count(), 100);
     }

@@ -11,19 +11,24 @@
 //! Invariants: a task is in one queue, in one gift under way, or in one pair of hands; the masses
 //! of what is done, waiting, in hand and under way add up to what was put in, until somebody dies.
 
+mod recovery;
+mod sharing;
+
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
 use super::executor::{Completion, End};
 use super::fabric::Topology;
-use super::ledger::{self, Ledger};
+use super::ledger::Ledger;
 use super::message::Message;
 use super::queue::{Gift, Queue};
 use super::quiesce::Quiesce;
 use super::steal::{Need, Step, Thief};
 use super::tasks::{Rank, Source, Span, Task};
 use crate::clock::Instant;
+use recovery::Recovery;
+use sharing::{Hungry, hint};
 
 /// How a rank goes about it.
 #[derive(Clone, Debug)]
@@ -79,12 +84,12 @@ pub enum Over {
     },
 }
 
-/// Spans in one part of what a survivor tells.
-const HELD_SPANS_MAX: usize = 4096;
-/// Ranks that are fed in one go.
-const FED_MAX: usize = 16;
 /// Work is asked for when what waits will be used up within this time.
 const LEAD: Duration = Duration::from_millis(4);
+/// A rank asks so often while what it has lasts.
+const LEVELS: u64 = 4;
+/// But no more often than this.
+const LEVEL_PERIOD_MIN: Duration = Duration::from_millis(10);
 /// Estimates are made anew at most so often.
 const ESTIMATE_PERIOD: Duration = Duration::from_millis(500);
 
@@ -101,16 +106,20 @@ pub struct Core<S> {
     hands: BTreeMap<u64, u32>,
     ledger: Ledger,
     outbox: VecDeque<(Rank, Message)>,
+    /// The fabric refused one, and they wait.
+    refused: bool,
+    /// When it asks although it has enough.
+    level_at: Instant,
     thief: Thief,
-    /// Who left word, and whether rows must come with their text.
-    hungry: VecDeque<(Rank, bool)>,
+    /// Who left word.
+    hungry: VecDeque<Hungry>,
     quiesce: Quiesce,
     /// At the root: what the job has, once known.
     whole: Option<u64>,
     /// Behind the last that was put in here.
     granted: u64,
-    /// At the root, after a death: what the survivors know, and who has yet to tell.
-    recovery: Option<(Vec<Span>, Vec<Rank>)>,
+    /// At the root, after a death, until all survivors have told.
+    recovery: Option<Recovery>,
     moves: Moves,
     over: Option<Over>,
     /// Mean microseconds of a task here.
@@ -126,7 +135,7 @@ impl<S: Source> Core<S> {
         let alive: Vec<Rank> = (0..config.topology.size()).map(Rank).collect();
         Core {
             queue: Queue::new(config.window, config.longest_first),
-            thief: Thief::new(config.rank, config.seed),
+            thief: Thief::new(config.rank, config.seed, hint(&config, &alive)),
             quiesce: Quiesce::new(config.rank, &alive),
             whole: config.whole,
             config,
@@ -137,6 +146,8 @@ impl<S: Source> Core<S> {
             hands: BTreeMap::new(),
             ledger: Ledger::default(),
             outbox: VecDeque::new(),
+            refused: false,
+            level_at: Instant::FAR,
             hungry: VecDeque::new(),
             granted: 0,
             recovery: None,
@@ -229,19 +240,19 @@ impl<S: Source> Core<S> {
     /// The input cannot be read.
     pub fn message(&mut self, from: Rank, message: Message) -> Result<(), String> {
         match message {
-            Message::Ask { free, bodies, .. } => {
-                let gift = self.gift(free, bodies)?;
+            Message::Ask { free, queued_us, bodies } => {
+                let gift = self.gift(free, queued_us, bodies)?;
                 self.outbox.push_back((from, Message::Give { answer: true, gift }));
             }
-            Message::Hunger { free: 0, .. } => self.hungry.retain(|(rank, _)| *rank != from),
-            Message::Hunger { bodies, .. } => {
-                if self.hungry.iter().all(|(rank, _)| *rank != from) {
-                    self.hungry.push_back((from, bodies));
+            Message::Hunger { free: 0, .. } => self.hungry.retain(|hungry| hungry.rank != from),
+            Message::Hunger { free, bodies } => {
+                if self.hungry.iter().all(|hungry| hungry.rank != from) {
+                    self.hungry.push_back(Hungry { rank: from, free, bodies });
                 }
             }
             Message::Give { answer, gift } => {
                 if answer {
-                    self.thief.answered(from);
+                    self.thief.answered(from, gift.is_empty());
                 }
                 self.take_in(from, answer, gift);
             }
@@ -315,8 +326,13 @@ impl<S: Source> Core<S> {
         self.slots.saturating_sub(self.in_hand)
     }
 
+    /// While messages pile up no more is asked for: answers would stand behind questions.
+    fn can_ask(&self) -> bool {
+        self.slots > 0 && self.config.steals && self.alive.len() > 1 && !self.refused
+    }
+
     fn need(&self) -> Need {
-        if self.slots == 0 || !self.config.steals {
+        if !self.can_ask() {
             Need::None
         } else if self.queue.is_empty() && self.free() > 0 {
             Need::Now
@@ -327,13 +343,18 @@ impl<S: Source> Core<S> {
         }
     }
 
+    /// Whether it asks others also while it has enough.
+    fn levels(&self) -> bool {
+        self.can_ask() && self.is_ordered() && !self.queue.is_empty()
+    }
+
     /// How long what waits will last, with all slots at work.
     fn lasts(&self) -> Duration {
         if self.queue.count() > self.near() as u64 {
             return Duration::MAX;
         }
         let each = if self.learnt == 0 { 0.0 } else { self.mean_us };
-        let waiting = if self.config.longest_first && !self.source.is_uniform() {
+        let waiting = if self.is_ordered() {
             self.queue.cost_us(&self.source) as f64
         } else {
             self.queue.count() as f64 * each
@@ -342,7 +363,14 @@ impl<S: Source> Core<S> {
     }
 
     fn seek(&mut self, now: Instant) {
-        let need = self.need();
+        let mut need = self.need();
+        if need != Need::None || !self.levels() {
+            self.level_at = Instant::FAR;
+        } else if now >= self.level_at || self.level_at == Instant::FAR {
+            need = if now >= self.level_at { Need::Level } else { Need::None };
+            let lasts_us = self.queue.cost_us(&self.source) / self.slots as u64;
+            self.level_at = now + Duration::from_micros(lasts_us / LEVELS).max(LEVEL_PERIOD_MIN);
+        }
         let free = u32::try_from(self.free()).unwrap_or(u32::MAX);
         let bodies = !self.config.reads;
         match self.thief.step(now, need, &self.config.topology, &self.alive) {
@@ -359,133 +387,12 @@ impl<S: Source> Core<S> {
         }
     }
 
-    /// What a rank that asks is given.
-    fn gift(&mut self, free: u32, bodies: bool) -> Result<Gift, String> {
-        let short = self.queue.count() <= (self.slots / 2) as u64;
-        if self.over.is_some() || self.queue.is_empty() || (free == 0 && short && self.slots > 0) {
-            return Ok(Gift::default());
-        }
-        let mut gifts = if self.slots == 0 {
-            vec![self.queue.give_all(bodies)]
-        } else {
-            self.queue.share(1, self.free(), bodies)
-        };
-        let mut gift = gifts.pop().unwrap_or_default();
-        self.wrap(&mut gift, bodies)?;
-        Ok(gift)
-    }
-
-    /// Gives to whoever left word.
-    fn feed(&mut self) -> Result<(), String> {
-        while !self.hungry.is_empty() && self.queue.count() > self.free() as u64 {
-            let bodies = self.hungry[0].1;
-            let alike = self.hungry.iter().take_while(|(_, b)| *b == bodies).count();
-            let gifts = if self.slots == 0 {
-                vec![self.queue.give_all(bodies)]
-            } else {
-                self.queue.share(alike.min(FED_MAX), self.free(), bodies)
-            };
-            let mut any = false;
-            for mut gift in gifts.into_iter().filter(|gift| !gift.is_empty()) {
-                any = true;
-                self.wrap(&mut gift, bodies)?;
-                let Some((rank, _)) = self.hungry.pop_front() else { break };
-                self.outbox.push_back((rank, Message::Give { answer: false, gift }));
-            }
-            if !any {
-                break;
-            }
-        }
-        Ok(())
-    }
-
-    fn wrap(&mut self, gift: &mut Gift, bodies: bool) -> Result<(), String> {
-        self.moves.tasks_out += gift.tasks.len() as u64;
-        if bodies {
-            for task in gift.tasks.iter_mut().filter(|task| task.body.is_none()) {
-                self.source.embed(task)?;
-            }
-        }
-        Ok(())
-    }
-
-    fn take_in(&mut self, from: Rank, answer: bool, mut gift: Gift) {
-        if gift.is_empty() {
-            return;
-        }
-        self.moves.steals_won += 1;
-        let (topology, me) = (&self.config.topology, self.config.rank);
-        self.moves.steals_near += u64::from(topology.node(from) == topology.node(me));
-        self.moves.tasks_in += gift.tasks.len() as u64;
-        for task in &mut gift.tasks {
-            task.cost_us = self.source.cost_us(task);
-        }
-        let bodies = !self.config.reads;
-        for rank in self.thief.fed(from, !answer) {
-            self.outbox.push_back((rank, Message::Hunger { free: 0, bodies }));
-        }
-        self.queue.add(gift);
-    }
-
     /// Begins to order the window anew, if much was learnt since it last was.
     fn estimate(&mut self, now: Instant) {
         let (at, learnt) = self.estimated;
         if now >= at + ESTIMATE_PERIOD && self.learnt >= learnt + (learnt / 8).max(8) {
             self.queue.estimate_anew(&self.source);
             self.estimated = (now, self.learnt);
-        }
-    }
-
-    /// Ranks died, and these are left, in ascending order. What was under way is lost; the lowest
-    /// that is left finds out what nobody knows of, and takes it on.
-    pub fn survivors(&mut self, alive: Vec<Rank>) {
-        let me = self.config.rank;
-        self.quiesce.survivors(me, &alive);
-        self.outbox.clear();
-        self.hungry.clear();
-        self.thief.forget();
-        let root = alive[0];
-        self.alive = alive;
-        let done = self.ledger.spans();
-        let mut held: Vec<Span> = self.queue.spans().to_vec();
-        let range = |at: u64, mass: u32| Span { start: at, end: at + u64::from(mass), stride: 1 };
-        held.extend(self.queue.tasks().map(|task| range(task.at, task.mass)));
-        held.extend(self.hands.iter().map(|(&at, &mass)| range(at, mass)));
-        if root == me {
-            let others = self.alive[1..].to_vec();
-            self.recovery = Some((Vec::new(), others));
-            self.heard_of(me, true, [done, held].concat());
-            return;
-        }
-        self.recovery = None;
-        let epoch = self.quiesce.epoch();
-        let parts = done.len().div_ceil(HELD_SPANS_MAX) + held.len().div_ceil(HELD_SPANS_MAX);
-        let (mut done, mut held) = (done.chunks(HELD_SPANS_MAX), held.chunks(HELD_SPANS_MAX));
-        for part in 0..parts.max(1) {
-            let done = done.next().unwrap_or_default().to_vec();
-            let rest = if done.is_empty() { held.next() } else { None };
-            let held = rest.unwrap_or_default().to_vec();
-            let last = part + 1 == parts.max(1);
-            self.outbox.push_back((root, Message::Held { epoch, last, done, held }));
-        }
-    }
-
-    /// At the root: a survivor has told what it knows.
-    fn heard_of(&mut self, from: Rank, last: bool, spans: Vec<Span>) {
-        let Some((known, waiting)) = &mut self.recovery else { return };
-        known.extend(spans);
-        if last {
-            waiting.retain(|rank| *rank != from);
-        }
-        if !waiting.is_empty() {
-            return;
-        }
-        let known = self.recovery.take().map(|(known, _)| known).unwrap_or_default();
-        let RankConfig { bytes, reads, rank, .. } = self.config;
-        let whole = self.whole.or((rank == Rank(0)).then_some(self.granted));
-        match whole {
-            Some(whole) if reads || !bytes => self.add(ledger::missing(&known, whole, bytes)),
-            _ => self.request_halt(false, "rank 0 died, and nobody else can read the input"),
         }
     }
 
@@ -514,11 +421,13 @@ impl<S: Source> Core<S> {
 
     /// The next message to be sent.
     pub fn outgoing(&mut self) -> Option<(Rank, Message)> {
+        self.refused &= !self.outbox.is_empty();
         self.outbox.pop_front()
     }
 
     /// The fabric would not take it yet.
     pub fn unsent(&mut self, to: Rank, message: Message) {
+        self.refused = true;
         self.outbox.push_front((to, message));
     }
 
@@ -542,7 +451,11 @@ impl<S: Source> Core<S> {
         if self.over.is_some() {
             return Instant::FAR;
         }
-        let seek = if self.need() == Need::None { Instant::FAR } else { self.thief.wake_at() };
+        let seek = match self.need() {
+            Need::None if self.levels() => self.level_at,
+            Need::None => Instant::FAR,
+            _ => self.thief.wake_at(),
+        };
         seek.min(self.quiesce.wake_at())
     }
 

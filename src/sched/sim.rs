@@ -2,12 +2,18 @@
 //! it.
 //!
 //! Between a pair messages arrive in order; between pairs they take any time. A window fills up, a
-//! rank is slow or stalls, and a rank dies: then what was under way is lost, and all survivors are
-//! told. Everything follows from the seed.
+//! rank is slow, stalls, or has no slots for a while, and a rank dies: then what was under way is
+//! lost, and all survivors are told. Everything follows from the seed.
+//!
+//! A world is judged at every end of a task and at its own: each task ran once, no rank takes the
+//! job for done before it is, every living rank knows that it is, and the masses add up.
+
+mod input;
+mod wire;
 
 use std::cell::RefCell;
 use std::cmp::Reverse;
-use std::collections::{BinaryHeap, HashMap};
+use std::collections::BinaryHeap;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,38 +21,16 @@ use std::time::Duration;
 use super::executor::{Completion, End};
 use super::fabric::{Arrival, Fabric, Full, Topology};
 use super::message::Message;
+use super::queue::Gift;
 use super::rank::{Core, Moves, Over, RankConfig};
-use super::tasks::{Rank, Size, Source, Span, Task};
-use super::workload::{Workload, WorkloadSource};
+use super::tasks::{Rank, Span, Task};
+use super::workload::Workload;
 use crate::clock::Instant;
 use crate::prng::Prng;
-
-/// How long things take; microseconds. The defaults were measured with Open MPI 4.1 on two cores.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Latency {
-    /// A message to a rank of the same node, until it could be seen.
-    pub near_us: f64,
-    /// And to one of another node.
-    pub far_us: f64,
-    /// A busy rank looks for messages so often.
-    pub look_us: f64,
-    /// And an idle one.
-    pub idle_look_us: f64,
-    /// From the end of a task to the start of the next in its slot.
-    pub start_us: f64,
-}
-
-impl Default for Latency {
-    fn default() -> Latency {
-        Latency {
-            near_us: 10.0,
-            far_us: 50.0,
-            look_us: 500.0,
-            idle_look_us: 2_000.0,
-            start_us: 60.0,
-        }
-    }
-}
+use input::SimSource;
+pub use input::{Input, Rows};
+pub use wire::{Latency, SimFabric, fabrics};
+use wire::{Wire, micros};
 
 /// What goes wrong.
 #[derive(Clone, Debug, Default)]
@@ -57,8 +41,25 @@ pub struct Faults {
     pub stalls: Vec<(Rank, Instant, Instant)>,
     /// Who takes how many times as long for each task.
     pub slow: Vec<(Rank, f64)>,
+    /// Whose slots are closed from when to when.
+    pub closed: Vec<(Rank, Instant, Instant)>,
     /// Messages under way from one to another at most.
     pub window: Option<usize>,
+    /// A rank that is broken, which the world must notice.
+    pub broken: Option<(Rank, Breakage)>,
+}
+
+/// How a rank is broken, to see that nobody else is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Breakage {
+    /// It drops the work that it is given.
+    DropsGifts,
+    /// It takes the job for done when it first has nothing to do.
+    StopsEarly,
+    /// It counts a task twice.
+    CountsTwice,
+    /// It does again what it has done.
+    RunsTwice,
 }
 
 /// A world to be run.
@@ -72,6 +73,8 @@ pub struct Plan {
     pub slots: usize,
     /// Tasks in all.
     pub tasks: u64,
+    /// What they are read from.
+    pub input: Input,
     /// How long they take.
     pub workload: Arc<Workload>,
     /// Everything starts on rank 0; else each begins with its share.
@@ -110,187 +113,21 @@ impl Outcome {
     }
 }
 
-/// Messages under way.
-#[derive(Debug)]
-struct Wire {
-    now: Instant,
-    prng: Prng,
-    latency: Latency,
-    window: usize,
-    inboxes: Vec<BinaryHeap<Reverse<Parcel>>>,
-    /// Per pair: when the latest arrives, and how many are under way.
-    pairs: HashMap<(Rank, Rank), (Instant, usize)>,
-    idle: Vec<bool>,
-    told: Vec<Option<Vec<Rank>>>,
-    sent: u64,
-    /// Who will have something to look at, and when.
-    due: Vec<(Instant, Rank)>,
-}
-
-#[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
-struct Parcel {
-    at: Instant,
-    number: u64,
-    from: Rank,
-    message: Bytes,
-}
-
-/// A message as bytes, so that the coding is exercised too; ordered by nothing that matters.
-type Bytes = Vec<u8>;
-
-/// One rank's end of the simulated fabric.
-#[derive(Debug)]
-pub struct SimFabric {
-    rank: Rank,
-    topology: Arc<Topology>,
-    wire: Rc<RefCell<Wire>>,
-}
-
-impl Fabric for SimFabric {
-    fn rank(&self) -> Rank {
-        self.rank
-    }
-
-    fn topology(&self) -> &Arc<Topology> {
-        &self.topology
-    }
-
-    fn send(&mut self, to: Rank, message: Message) -> Result<(), Full> {
-        assert_ne!(to, self.rank, "a message to itself");
-        let mut wire = self.wire.borrow_mut();
-        let (now, window) = (wire.now, wire.window);
-        let (latest, count) = wire.pairs.get(&(self.rank, to)).copied().unwrap_or_default();
-        if count >= window {
-            return Err(Full(message));
-        }
-        let Latency { near_us, far_us, look_us, idle_look_us, .. } = wire.latency;
-        let near = self.topology.node(self.rank) == self.topology.node(to);
-        let look = if wire.idle[to.0 as usize] { idle_look_us } else { look_us };
-        let us = if near { near_us } else { far_us } + look * wire.prng.unit();
-        let at = (now + micros(us)).max(latest);
-        wire.pairs.insert((self.rank, to), (at, count + 1));
-        wire.sent += 1;
-        let (number, mut bytes) = (wire.sent, Vec::new());
-        message.encode(&mut bytes);
-        let parcel = Parcel { at, number, from: self.rank, message: bytes };
-        wire.inboxes[to.0 as usize].push(Reverse(parcel));
-        wire.due.push((at, to));
-        Ok(())
-    }
-
-    fn poll(&mut self) -> Option<Arrival> {
-        let mut wire = self.wire.borrow_mut();
-        let me = self.rank.0 as usize;
-        if let Some(alive) = wire.told[me].take() {
-            return Some(Arrival::Survivors(alive));
-        }
-        let now = wire.now;
-        let inbox = &mut wire.inboxes[me];
-        if inbox.peek().is_none_or(|Reverse(parcel)| parcel.at > now) {
-            return None;
-        }
-        let Reverse(Parcel { from, message, .. }) = inbox.pop()?;
-        if let Some((_, count)) = wire.pairs.get_mut(&(from, self.rank)) {
-            *count -= 1;
-        }
-        let message = Message::decode(&message).expect("what was encoded here is decoded here");
-        Some(Arrival::Message(from, message))
-    }
-}
-
-/// The ends of a simulated fabric, and a clock that moves it on by so many microseconds. For the
-/// suite that all fabrics pass.
-pub fn fabrics(
-    topology: Arc<Topology>,
-    latency: Latency,
-    window: usize,
-    seed: u64,
-) -> (Vec<SimFabric>, impl FnMut(f64)) {
-    let wire = Wire::shared(topology.size(), latency, window, seed);
-    let ends = (0..topology.size()).map(|rank| SimFabric {
-        rank: Rank(rank),
-        topology: topology.clone(),
-        wire: wire.clone(),
-    });
-    let ends = ends.collect();
-    (ends, move |us| {
-        let mut wire = wire.borrow_mut();
-        wire.due.clear();
-        wire.now = wire.now + micros(us);
-    })
-}
-
-impl Wire {
-    fn shared(size: u32, latency: Latency, window: usize, seed: u64) -> Rc<RefCell<Wire>> {
-        let size = size as usize;
-        Rc::new(RefCell::new(Wire {
-            now: Instant::default(),
-            prng: Prng::new(seed),
-            latency,
-            window,
-            inboxes: (0..size).map(|_| BinaryHeap::new()).collect(),
-            pairs: HashMap::new(),
-            idle: vec![false; size],
-            told: vec![None; size],
-            sent: 0,
-            due: Vec::new(),
-        }))
-    }
-
-    /// All that is under way is lost, and the living are told who they are.
-    fn tell_survivors(&mut self, alive: &[Rank]) {
-        self.inboxes.iter_mut().for_each(BinaryHeap::clear);
-        self.pairs.clear();
-        for rank in alive {
-            self.told[rank.0 as usize] = Some(alive.to_vec());
-            self.due.push((self.now, *rank));
-        }
-    }
-}
-
-/// A workload's tasks, less those that the dead had recorded.
-struct SimSource {
-    tasks: WorkloadSource,
-    recorded: Rc<RefCell<Vec<bool>>>,
-}
-
-impl Source for SimSource {
-    fn read(&mut self, span: &mut Span, max: usize, into: &mut Vec<Task>) -> Result<u64, String> {
-        let first = into.len();
-        self.tasks.read(span, max, into)?;
-        let read = into.len() - first;
-        let recorded = self.recorded.borrow();
-        into.retain(|task| !recorded[task.at as usize]);
-        Ok((first + read - into.len()) as u64)
-    }
-
-    fn is_uniform(&self) -> bool {
-        self.tasks.is_uniform()
-    }
-
-    fn cost_us(&self, task: &Task) -> u32 {
-        self.tasks.cost_us(task)
-    }
-
-    fn cost_us_per_mass(&self) -> f64 {
-        self.tasks.cost_us_per_mass()
-    }
-
-    fn embed(&mut self, task: &mut Task) -> Result<(), String> {
-        self.tasks.embed(task)
-    }
-
-    fn measured(&mut self, size: Size, busy_us: u64) {
-        self.tasks.measured(size, busy_us);
-    }
-}
-
 #[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Event {
     Turn(Rank),
-    End(Rank, u64),
+    End(Rank, Begun),
     Death(Rank),
     Told,
+    Slots(Rank),
+}
+
+/// A task that runs, without its row.
+#[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Begun {
+    at: u64,
+    mass: u32,
+    number: u64,
 }
 
 struct SimRank {
@@ -300,7 +137,9 @@ struct SimRank {
     done: Vec<u64>,
     work_us: f64,
     stalled: Option<(Instant, Instant)>,
+    closed: Option<(Instant, Instant)>,
     slow: f64,
+    broken: Option<Breakage>,
     alive: bool,
 }
 
@@ -313,6 +152,8 @@ struct World<'p> {
     now: Instant,
     last_end: Instant,
     executed: Vec<u8>,
+    /// Tasks that did not run yet.
+    left: u64,
     recorded: Rc<RefCell<Vec<bool>>>,
     prng: Prng,
 }
@@ -320,7 +161,9 @@ struct World<'p> {
 /// From a death until all survivors know of it, at most (seen with Open MPI 5: 20 to 80 ms).
 const DETECTION: Duration = Duration::from_millis(80);
 /// Events for each task and rank, past which a world does not end.
-const EVENTS_EACH_MAX: u64 = 200;
+const EVENTS_EACH_MAX: u64 = 400;
+/// And for each rank in a second, which it may have to wait for a task that is long.
+const EVENTS_PER_S_MAX: f64 = 200.0;
 
 /// Runs a world to its end.
 ///
@@ -328,7 +171,11 @@ const EVENTS_EACH_MAX: u64 = 200;
 /// What must not be: a task that ran twice or never, an end that is none, a world without end.
 pub fn run(plan: &Plan) -> Result<Outcome, String> {
     let mut world = World::new(plan);
-    let bound = EVENTS_EACH_MAX * (plan.tasks + u64::from(plan.ranks) + 100);
+    // The longest that it can take: all tasks one after the other on the slowest rank.
+    let slow = plan.faults.slow.iter().map(|slow| slow.1).fold(1.0, f64::max);
+    let serial_s = plan.workload.ideal_us(plan.tasks, plan.slots) * slow / 1e6;
+    let waiting = f64::from(plan.ranks) * serial_s * EVENTS_PER_S_MAX;
+    let bound = EVENTS_EACH_MAX * (plan.tasks + u64::from(plan.ranks) + 100) + waiting as u64;
     let mut events = 0u64;
     while let Some(Reverse((at, _, event))) = world.events.pop() {
         events += 1;
@@ -351,20 +198,18 @@ impl<'p> World<'p> {
         let wire = Wire::shared(plan.ranks, plan.latency, window, plan.seed);
         let recorded = Rc::new(RefCell::new(vec![false; plan.tasks as usize]));
         let ranks = (0..plan.ranks).map(Rank).map(|rank| {
-            let source = SimSource {
-                tasks: WorkloadSource::new(plan.workload.clone()),
-                recorded: recorded.clone(),
-            };
+            let (workload, input) = (plan.workload.clone(), plan.input.clone());
+            let source = SimSource::new(workload, input, recorded.clone());
             let config = RankConfig {
                 rank,
                 topology: topology.clone(),
                 window: plan.window,
                 longest_first: plan.workload.has_estimates(),
                 steals: plan.steals,
-                reads: true,
+                reads: reads(rank, plan),
                 survives: !plan.faults.deaths.is_empty(),
-                whole: Some(plan.tasks),
-                bytes: false,
+                whole: Some(whole(plan)),
+                bytes: matches!(plan.input, Input::Rows { .. }),
                 seed: plan.seed,
             };
             let mut core = Core::new(config, source);
@@ -374,12 +219,14 @@ impl<'p> World<'p> {
             }
             SimRank {
                 core,
-                fabric: SimFabric { rank, topology: topology.clone(), wire: wire.clone() },
+                fabric: SimFabric::new(rank, topology.clone(), wire.clone()),
                 turn_at: Instant::FAR,
                 done: Vec::new(),
                 work_us: 0.0,
                 stalled: plan.faults.stalls.iter().find(|s| s.0 == rank).map(|s| (s.1, s.2)),
+                closed: plan.faults.closed.iter().find(|s| s.0 == rank).map(|s| (s.1, s.2)),
                 slow: plan.faults.slow.iter().find(|s| s.0 == rank).map_or(1.0, |s| s.1),
+                broken: plan.faults.broken.filter(|b| b.0 == rank).map(|b| b.1),
                 alive: true,
             }
         });
@@ -392,12 +239,17 @@ impl<'p> World<'p> {
             now: Instant::default(),
             last_end: Instant::default(),
             executed: vec![0; plan.tasks as usize],
+            left: plan.tasks,
             recorded,
             prng: Prng::new(plan.seed ^ 0x5151),
         };
         (0..plan.ranks).for_each(|rank| world.turn_at(Rank(rank), Instant::default()));
         for &(at, rank) in &plan.faults.deaths {
             world.push(at, Event::Death(rank));
+        }
+        for &(rank, from, to) in &plan.faults.closed {
+            world.push(from, Event::Slots(rank));
+            world.push(to, Event::Slots(rank));
         }
         world
     }
@@ -420,12 +272,10 @@ impl<'p> World<'p> {
             // One that was overtaken by an earlier one is stale.
             Event::Turn(rank) if self.ranks[rank.0 as usize].turn_at != self.now => Ok(()),
             Event::Turn(rank) => self.turn(rank),
-            Event::End(rank, number) => self.end(rank, number),
+            Event::End(rank, task) => self.end(rank, task),
+            Event::Slots(rank) => self.turn(rank),
             Event::Death(rank) => {
                 let sim = &mut self.ranks[rank.0 as usize];
-                if sim.core.over().is_some() {
-                    return Ok(());
-                }
                 sim.alive = false;
                 for &number in &sim.done {
                     self.recorded.borrow_mut()[number as usize] = true;
@@ -450,21 +300,30 @@ impl<'p> World<'p> {
         (self.now >= from && self.now < to).then_some(to)
     }
 
-    fn end(&mut self, rank: Rank, number: u64) -> Result<(), String> {
+    fn end(&mut self, rank: Rank, begun: Begun) -> Result<(), String> {
         if !self.ranks[rank.0 as usize].alive {
             return Ok(());
         }
         if let Some(until) = self.stalled(rank) {
-            self.push(until, Event::End(rank, number));
+            self.push(until, Event::End(rank, begun));
             return Ok(());
         }
+        let Begun { at, mut mass, number } = begun;
         let us = self.plan.workload.duration_us(number);
         let sim = &mut self.ranks[rank.0 as usize];
-        self.executed[number as usize] += 1;
+        let count = &mut self.executed[number as usize];
+        *count += if sim.broken == Some(Breakage::RunsTwice) { 2 } else { 1 };
+        if *count > 1 {
+            return Err(format!("task {number} ran {count} times"));
+        }
+        self.left -= 1;
         sim.done.push(number);
         sim.work_us += us;
         self.last_end = self.now;
-        let task = Task { at: number, mass: 1, ..Task::default() };
+        if sim.broken == Some(Breakage::CountsTwice) {
+            (mass, sim.broken) = (2 * mass, None);
+        }
+        let task = Task { at, mass, ..Task::default() };
         let end = End::Done { ok: true, busy_us: us as u64, tokens: 0 };
         sim.core.completed(Completion { task, end });
         self.turn(rank)
@@ -481,40 +340,40 @@ impl<'p> World<'p> {
             return Ok(());
         }
         sim.turn_at = Instant::FAR;
-        while let Some(arrival) = sim.fabric.poll() {
-            match arrival {
-                Arrival::Message(from, message) => sim.core.message(from, message)?,
-                Arrival::Survivors(alive) => sim.core.survivors(alive),
-                Arrival::Broken(reason) => return Err(reason),
-            }
-        }
+        sim.arrivals()?;
+        let closed = sim.closed.is_some_and(|(from, to)| self.now >= from && self.now < to);
+        sim.core.set_slots(if closed { 0 } else { self.plan.slots });
         let busy = sim.core.turn(self.now)?;
-        let mut begun = Vec::new();
-        while sim.core.in_hand() < self.plan.slots
-            && let Some(task) = sim.core.hand()?
-        {
-            begun.push(task.at);
+        let begun = sim.begin(self.plan, closed)?;
+        if sim.broken == Some(Breakage::StopsEarly) && sim.core.in_hand() == 0 {
+            let me = sim.fabric.rank();
+            sim.core.message(me, Message::Stop)?;
         }
-        let mut full = false;
         while let Some((to, message)) = sim.core.outgoing() {
             if let Err(Full(message)) = sim.fabric.send(to, message) {
                 sim.core.unsent(to, message);
-                full = true;
                 break;
             }
+        }
+        if self.left > 0 && sim.core.over() == Some(&Over::Done) {
+            return Err(format!("{rank} takes it for done, and {} tasks are not", self.left));
         }
         self.wire.borrow_mut().idle[rank.0 as usize] = sim.core.in_hand() == 0;
         let wake_at = sim.core.wake_at();
         let slow = sim.slow;
-        for number in begun {
-            let us = self.plan.workload.duration_us(number) * slow + self.plan.latency.start_us;
-            self.push(self.now + micros(us), Event::End(rank, number));
+        for task in begun {
+            let us = self.plan.workload.duration_us(task.number) * slow;
+            self.push(self.now + micros(us + self.plan.latency.start_us), Event::End(rank, task));
         }
         if wake_at < Instant::FAR {
             self.turn_at(rank, wake_at.max(self.now + Duration::from_nanos(1)));
         }
-        if busy || full {
+        if busy {
             self.turn_at(rank, self.now + Duration::from_micros(20));
+        }
+        let look = self.wire.borrow().next_look(rank);
+        if let Some(look) = look {
+            self.turn_at(rank, look.max(self.now));
         }
         self.flush_due();
         Ok(())
@@ -533,6 +392,12 @@ impl<'p> World<'p> {
         }
         if let Some(number) = self.executed.iter().position(|&count| count != 1) {
             return Err(format!("task {number} ran {} times", self.executed[number]));
+        }
+        let masses = self.ranks.iter().filter(|sim| sim.alive).map(|sim| sim.core.own_mass_done());
+        let (mass, whole) = (masses.sum::<u64>(), whole(self.plan));
+        // What the dead did counts once a survivor has passed over it, which it may not have to.
+        if mass != whole && (self.plan.faults.deaths.is_empty() || mass > whole) {
+            return Err(format!("a mass of {mass} is done, of {whole}"));
         }
         let mut moves = Moves::default();
         for sim in &self.ranks {
@@ -557,17 +422,79 @@ impl<'p> World<'p> {
     }
 }
 
-/// What a rank begins with.
-fn first_span(rank: Rank, plan: &Plan) -> Option<Span> {
-    match (plan.all_on_one, rank) {
-        (true, Rank(0)) => Some(Span::numbers(0, plan.tasks)),
-        (true, _) => None,
-        (false, Rank(rank)) => {
-            Some(Span { start: u64::from(rank), end: plan.tasks, stride: plan.ranks })
+impl SimRank {
+    fn arrivals(&mut self) -> Result<(), String> {
+        while let Some(arrival) = self.fabric.poll() {
+            match arrival {
+                Arrival::Message(from, mut message) => {
+                    if let Message::Give { gift, .. } = &mut message {
+                        if !self.core.config().reads && !gift.spans.is_empty() {
+                            return Err(format!("{} got spans", self.fabric.rank()));
+                        }
+                        if self.broken == Some(Breakage::DropsGifts) {
+                            *gift = Gift::default();
+                        }
+                    }
+                    self.core.message(from, message)?;
+                }
+                Arrival::Survivors(alive) => self.core.survivors(alive),
+                Arrival::Broken(reason) => return Err(reason),
+            }
         }
+        Ok(())
+    }
+
+    /// Begins what its slots can run.
+    fn begin(&mut self, plan: &Plan, closed: bool) -> Result<Vec<Begun>, String> {
+        let mut begun = Vec::new();
+        while !closed
+            && self.core.in_hand() < plan.slots
+            && let Some(task) = self.core.hand()?
+        {
+            let Task { at, mass, body, .. } = task;
+            let number = match &plan.input {
+                Input::Numbers => at,
+                Input::Rows { rows, .. } => {
+                    let number = rows.number(at).ok_or(format!("no row begins at {at}"))?;
+                    if body != Some(SimSource::body(number, mass)) {
+                        return Err(format!("row {number} came with another's text"));
+                    }
+                    number
+                }
+            };
+            begun.push(Begun { at, mass, number });
+        }
+        Ok(begun)
     }
 }
 
-fn micros(us: f64) -> Duration {
-    Duration::from_nanos((us * 1e3) as u64)
+/// The mass of the job.
+fn whole(plan: &Plan) -> u64 {
+    match &plan.input {
+        Input::Numbers => plan.tasks,
+        Input::Rows { rows, .. } => rows.length(),
+    }
+}
+
+fn reads(rank: Rank, plan: &Plan) -> bool {
+    match &plan.input {
+        Input::Numbers => true,
+        Input::Rows { readers, .. } => rank.0 < *readers,
+    }
+}
+
+/// What a rank begins with.
+fn first_span(rank: Rank, plan: &Plan) -> Option<Span> {
+    let (index, whole) = (u64::from(rank.0), whole(plan));
+    match &plan.input {
+        Input::Numbers if !plan.all_on_one => {
+            Some(Span { start: index, end: whole, stride: plan.ranks })
+        }
+        Input::Numbers => (index == 0).then_some(Span::numbers(0, whole)),
+        Input::Rows { readers, .. } => {
+            let parts = if plan.all_on_one { 1 } else { u64::from(plan.ranks.min(*readers)) };
+            let cut = |part: u64| whole / parts * part + (whole % parts).min(part);
+            (index < parts).then(|| Span::bytes(cut(index), cut(index + 1)))
+        }
+    }
 }

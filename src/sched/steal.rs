@@ -2,10 +2,13 @@
 //!
 //! First one rank of its own node, then others, each at random: that finds work fast while there is
 //! much of it (Blumofe and Leiserson, 1999). When asking found nothing, it leaves word with a few
-//! fixed ranks, which pass work on as soon as they have some to spare, and goes quiet (the lifelines
-//! of Saraswat et al., 2011): so an idle rank costs nearly nothing and is woken by whoever has work.
-//! Now and then it asks again all the same, ever more rarely, since the few may be busy and without
-//! anything to spare while somebody else has plenty.
+//! fixed ranks, which pass work on as soon as they have some to spare, and goes quiet (the
+//! lifelines of Saraswat et al., 2011): so an idle rank costs nearly nothing and is woken by
+//! whoever has work. Now and then it asks again all the same, ever more rarely, since the few may
+//! be busy and without anything to spare while somebody else has plenty.
+//!
+//! Where the longest tasks go first a rank also asks while it has enough, a few times each time
+//! that what it has is halved: ranks that fall behind would begin what is long too late.
 
 use std::time::Duration;
 
@@ -18,12 +21,12 @@ use crate::prng::Prng;
 const TRIES: u32 = 2;
 /// An answer that takes longer comes from a rank that is stalled: another is asked.
 const PATIENCE: Duration = Duration::from_millis(20);
-/// From leaving word to asking again, the first time; it doubles from there.
+/// From leaving word to asking again, the first time; it grows from there.
 const BACKOFF: Duration = Duration::from_millis(2);
-/// And no longer than this for each of so many ranks, so that all of them together ask so and so
-/// often, however many they are.
-const BACKOFF_MAX: Duration = Duration::from_millis(200);
-const BACKOFF_RANKS: usize = 64;
+/// And no longer than this: whom it asks is random, so no rank is asked more often than it asks.
+const BACKOFF_MAX: Duration = Duration::from_millis(500);
+/// It grows so much each time.
+const BACKOFF_GROWTH: f64 = 1.5;
 /// Among so few, word is left with everybody.
 const FEW: usize = 9;
 
@@ -32,6 +35,8 @@ const FEW: usize = 9;
 pub enum Need {
     /// It has enough, or can run nothing.
     None,
+    /// It has enough, and somebody else may have too much.
+    Level,
     /// What waits will soon be used up.
     Soon,
     /// Slots stand idle.
@@ -60,14 +65,23 @@ pub struct Thief {
     backoff: Duration,
     /// With whom word stands.
     word: Vec<Rank>,
+    /// Who is thought to have work.
+    hint: Option<Rank>,
 }
 
 impl Thief {
-    /// For one rank.
-    pub fn new(me: Rank, seed: u64) -> Thief {
-        let prng = Prng::new(seed ^ u64::from(me.0) << 20);
-        let (asked, tries, rest_until) = (None, 0, Instant::default());
-        Thief { me, prng, asked, tries, rest_until, backoff: BACKOFF, word: Vec::new() }
+    /// For one rank; `hint` is thought to have work.
+    pub fn new(me: Rank, seed: u64, hint: Option<Rank>) -> Thief {
+        Thief {
+            me,
+            prng: Prng::new(seed ^ u64::from(me.0) << 20),
+            asked: None,
+            tries: 0,
+            rest_until: Instant::default(),
+            backoff: BACKOFF,
+            word: Vec::new(),
+            hint,
+        }
     }
 
     /// What to do now. `alive` is in ascending order.
@@ -81,11 +95,24 @@ impl Thief {
             }
             self.asked = None;
         }
+        if need == Need::Level {
+            let others = alive.iter().filter(|rank| **rank != self.me);
+            let nth = self.prng.below(alive.len() as u64 - 1) as usize;
+            self.asked = others.copied().nth(nth).map(|rank| (rank, now));
+            return self.asked.map_or(Step::Rest, |(rank, _)| Step::Ask(rank));
+        }
         let is_alive = |rank: &Rank| *rank != self.me && alive.binary_search(rank).is_ok();
         let node = topology.members(topology.node(self.me));
         let near = node.iter().filter(|rank| is_alive(rank)).count();
         let far = alive.len() - 1 - near;
         let (near_tries, far_tries) = (TRIES.min(near as u32), TRIES.min(far as u32));
+        let hint = self.hint.filter(|hint| is_alive(hint));
+        let is_near = hint.is_some_and(|hint| topology.node(hint) == topology.node(self.me));
+        if let Some(hint) = hint.filter(|_| is_near || self.tries >= near_tries) {
+            self.hint = None;
+            self.asked = Some((hint, now));
+            return Step::Ask(hint);
+        }
         if self.tries < near_tries + far_tries {
             let victim = if self.tries < near_tries {
                 let nth = self.prng.below(near as u64) as usize;
@@ -99,8 +126,7 @@ impl Thief {
         }
         self.tries = 0;
         self.rest_until = now + self.backoff.mul_f64(0.75 + 0.5 * self.prng.unit());
-        let most = BACKOFF_MAX * alive.len().div_ceil(BACKOFF_RANKS) as u32;
-        self.backoff = (self.backoff * 2).min(most);
+        self.backoff = self.backoff.mul_f64(BACKOFF_GROWTH).min(BACKOFF_MAX);
         if need == Need::Soon {
             return Step::Rest;
         }
@@ -124,16 +150,21 @@ impl Thief {
         far.get(self.prng.below(far.len().max(1) as u64) as usize).copied()
     }
 
-    /// A rank has answered.
-    pub fn answered(&mut self, from: Rank) {
+    /// A rank has answered, with nothing or with work.
+    pub fn answered(&mut self, from: Rank, empty: bool) {
         if self.asked.is_some_and(|(rank, _)| rank == from) {
             self.asked = None;
+        }
+        if empty {
+            self.hint = self.hint.filter(|hint| *hint != from);
         }
     }
 
     /// Work has come; with `by_word` because word was left with `from`. Those with whom word still
     /// stands come back: they are to forget it, since a rank that has work is to get no more.
-    pub fn fed(&mut self, from: Rank, by_word: bool) -> Vec<Rank> {
+    /// `keeps`: who gave has kept more of it, and is asked first the next time.
+    pub fn fed(&mut self, from: Rank, by_word: bool, keeps: bool) -> Vec<Rank> {
+        self.hint = keeps.then_some(from);
         self.tries = 0;
         self.backoff = BACKOFF;
         self.rest_until = Instant::default();
@@ -145,7 +176,7 @@ impl Thief {
     /// Ranks died: nobody is asked any more.
     pub fn forget(&mut self) {
         self.asked = None;
-        self.fed(self.me, false);
+        self.fed(self.me, false, false);
     }
 
     /// When it wants to be asked again; `FAR` while it waits for nothing.
@@ -179,13 +210,13 @@ mod tests {
     #[test]
     fn the_own_node_is_asked_first_then_others_then_word_is_left() {
         let (topology, alive) = (Topology::new(&["a", "a", "b", "b"]), ranks(4));
-        let mut thief = Thief::new(Rank(0), 7);
+        let mut thief = Thief::new(Rank(0), 7, None);
         let mut now = Instant(1);
         for expected in [&[1][..], &[2, 3], &[2, 3]] {
             let Step::Ask(rank) = thief.step(now, Need::Now, &topology, &alive) else { panic!() };
             assert!(expected.contains(&rank.0), "{rank}");
             assert_eq!(thief.step(now, Need::Now, &topology, &alive), Step::Rest);
-            thief.answered(rank);
+            thief.answered(rank, true);
         }
         let word = Step::LeaveWord(vec![Rank(1), Rank(2), Rank(3)]);
         assert_eq!(thief.step(now, Need::Now, &topology, &alive), word);

@@ -8,7 +8,7 @@ use super::simulate::{tasks, workload};
 use super::{Common, all_on_one, micros};
 use crate::cli::flags::Parsed;
 use crate::cli::{Error, print};
-use crate::sched::sim::{self, Faults, Latency, Plan};
+use crate::sched::sim::{self, Faults, Input, Latency, Plan};
 use crate::sched::workload::Workload;
 
 pub fn run(parsed: &Parsed) -> Result<(), Error> {
@@ -80,6 +80,7 @@ fn plan(parsed: &Parsed, workload: Arc<Workload>) -> Result<Plan, String> {
         ranks_per_node: ranks.div_ceil(nodes),
         slots: parsed.number("inflight", 1, 65_536)?.unwrap_or(4),
         tasks: tasks(parsed, &workload)?,
+        input: Input::Numbers,
         workload,
         all_on_one: all_on_one(parsed)?,
         window: common.window,

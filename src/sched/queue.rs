@@ -162,8 +162,8 @@ impl Queue {
     }
 
     /// Splits off a gift for each of `caps`, of equal estimated work and as much as is left for
-    /// itself, but no more than the cap; the first `keep` tasks stay. The longest task that does not
-    /// stay goes out first. With `bodies` the tasks go with their rows, and no spans go.
+    /// itself, but no more than the cap; the first `keep` tasks stay. The longest task that does
+    /// not stay goes out first. With `bodies` the tasks go with their rows, and no spans go.
     pub fn share(&mut self, caps: &[u64], keep: usize, bodies: bool) -> Vec<Gift> {
         let parts = caps.len();
         let mut gifts = vec![Gift::default(); parts];

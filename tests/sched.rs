@@ -1,5 +1,6 @@
 //! Ranks in virtual time, over many seeds: every world is drawn from its seed, and `sim::run`
-//! judges it. `CNSE_SIM_SEEDS` says how many; a failure prints the seed, and `CNSE_SIM_SEED` replays it.
+//! judges it. `CNSE_SIM_SEEDS` says how many; a failure prints the seed, and `CNSE_SIM_SEED`
+//! replays it.
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -249,15 +249,16 @@ fn permits(
     views: &[View],
 ) -> Vec<Vec<u32>> {
     let mut permits = vec![vec![0u32; servers]; views.len()];
-    for server in 0..servers {
-        for group in groups(server, topology, views) {
-            let slots = slots_of(server, &group, views);
-            for (place, &rank) in group.iter().enumerate() {
-                // Who gets one more turns with the server, so that nobody gets one more of each.
-                let turn = (place + server) % group.len();
-                let (each, rest) = (slots / group.len() as u32, slots % group.len() as u32);
-                permits[rank][server] = each + u32::from((turn as u32) < rest);
-            }
+    let shared = (0..servers).flat_map(|server| {
+        groups(server, topology, views).into_iter().map(move |group| (server, group))
+    });
+    for (server, group) in shared {
+        let slots = slots_of(server, &group, views);
+        for (place, &rank) in group.iter().enumerate() {
+            // Who gets one more turns with the server, so that nobody gets one more of each.
+            let turn = (place + server) % group.len();
+            let (each, rest) = (slots / group.len() as u32, slots % group.len() as u32);
+            permits[rank][server] = each + u32::from((turn as u32) < rest);
         }
     }
     if let Some(inflight) = inflight {

@@ -398,8 +398,9 @@ impl<'d, F: Fabric, S: Source> Driver<'d, F, S> {
             let look = if polled { self.now + self.poll } else { Instant::FAR };
             let wait = self.poller.wait(self.now, Some(until.min(look)));
             wait.map_err(|error| format!("a rank's poller: {error}"))?;
-            let woken = (0..self.poller.event_count())
-                .fold(false, |woken, event| self.poller.event(event).is_some() || woken);
+            // All are looked at: the poller's own timer is among them.
+            let events = 0..self.poller.event_count();
+            let woken = events.filter(|&event| self.poller.event(event).is_some()).count() > 0;
             self.now = self.clock.now();
             if !polled || woken || self.now >= until {
                 return Ok(());

@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use super::servers::{Server, ServerSpec, is_local, probe};
 use crate::backend::Dialect;
-use crate::sched::collect::Staged;
+use crate::sched::collect::{Fault, Staged};
 use crate::sched::fabric::{Fabric, Topology};
 use crate::sched::tasks::Rank;
 
@@ -118,12 +118,12 @@ struct Allotment {
 pub fn settle<F: Fabric>(
     fabric: &mut Staged<'_, F>,
     config: &SetupConfig<'_>,
-) -> Result<Setup, String> {
+) -> Result<Setup, Fault> {
     let size = fabric.topology().size() as usize;
     let offer = (fabric.rank() == Rank(0)).then(|| encode(&offer(config)));
     let offer: Offer = decode(&fabric.scatter(offer.map(|offer| vec![offer; size]))?)?;
     if let Some(error) = offer.error {
-        return Err(error);
+        return Err(Fault::Everywhere(error));
     }
     let (view, servers) = look(config, &offer);
     let (reads, shares_folder) = (view.reads, view.shares_folder);
@@ -142,7 +142,7 @@ pub fn settle<F: Fabric>(
     };
     let Allotment { permits, reader, views, error } = decode(&fabric.scatter(allotments)?)?;
     if let Some(error) = error {
-        return Err(error);
+        return Err(Fault::Everywhere(error));
     }
     if let (Rank(0), Some(folder)) = (fabric.rank(), config.folder) {
         // It has told what it had to tell.

@@ -12,6 +12,21 @@ use super::message::Message;
 use super::tasks::Rank;
 use crate::net::Waker;
 
+/// Why a rank cannot take part.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Fault {
+    /// Something is wrong here; the others do not know.
+    Here(String),
+    /// All ranks know the same: one of them is to say it.
+    Everywhere(String),
+}
+
+impl From<String> for Fault {
+    fn from(message: String) -> Fault {
+        Fault::Here(message)
+    }
+}
+
 /// How long ranks may take to tell.
 const PATIENCE: Duration = Duration::from_secs(120);
 /// Between two looks.

@@ -258,9 +258,8 @@ impl Reader {
             Shape::Api => tell(Output::Body { bytes: event.raw, tokens }),
             Shape::Collect(collector) => {
                 collector.event(event.data)?;
-                if tokens > 0 {
-                    tell(Output::Progress { tokens });
-                }
+                // Also of an event whose tokens are counted at the end only: text has come.
+                tell(Output::Progress { tokens });
             }
             Shape::Text => {
                 let delta = parsed.choices.first().and_then(|choice| choice.delta.as_ref());

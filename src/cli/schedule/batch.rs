@@ -25,7 +25,7 @@ use crate::batch::spool::Spool;
 use crate::cli::Error;
 use crate::cli::flags::Parsed;
 use crate::net::Waker;
-use crate::sched::collect::Staged;
+use crate::sched::collect::{Fault, Staged};
 use crate::sched::fabric::Fabric;
 use crate::sched::tasks::{Rank, Span};
 
@@ -274,7 +274,7 @@ impl Job for BatchJob {
         &self,
         fabric: &mut Staged<'_, F>,
         waker: &Waker,
-    ) -> Result<Start<BatchSource, BatchFactory, Held>, String> {
+    ) -> Result<Start<BatchSource, BatchFactory, Held>, Fault> {
         let (rank, size) = (fabric.rank(), fabric.topology().size());
         let waker = waker.clone();
         let wake = move || waker.wake();

@@ -14,7 +14,7 @@ use super::watch::{Outputs, Watch};
 use crate::cli::Error;
 use crate::clock::Instant;
 use crate::net::{Waker, socket};
-use crate::sched::collect::Staged;
+use crate::sched::collect::{Fault, Staged};
 use crate::sched::driver::{self, DriverConfig, Ended, Hooks, Notice};
 use crate::sched::executor::ExecutorFactory;
 use crate::sched::fabric::{Fabric, Topology};
@@ -68,7 +68,7 @@ pub trait Job: Sync {
         &self,
         fabric: &mut Staged<'_, F>,
         waker: &Waker,
-    ) -> Result<Start<Self::Source, Self::Factory, Self::Held>, String>;
+    ) -> Result<Start<Self::Source, Self::Factory, Self::Held>, Fault>;
 
     /// Results wait to be written, so many that no more are wanted.
     fn is_behind(&self, _held: &Self::Held) -> bool {
@@ -161,7 +161,13 @@ fn processes<J: Job>(
             }
             result
         }
-        Err(error) => {
+        Err(Fault::Everywhere(error)) => {
+            while !fabric.close() {
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            Err(if rank == Rank(0) { Error::Failed(error) } else { Error::Reported })
+        }
+        Err(Fault::Here(error)) => {
             // The others would wait for this one for ever.
             log::error!("rank {rank}: {error}");
             abort(1)
@@ -196,7 +202,8 @@ fn threads<J: Job>(job: &J, outputs: &Outputs, signals: SignalFd) -> Result<(), 
         for (rank, mut fabric) in (1..).zip(others) {
             let body = move || match one(job, &mut fabric, host(), None, outputs) {
                 Ok(rest) => drop(rest),
-                Err(error) => give_up(Rank(rank), &error),
+                Err(Fault::Everywhere(_)) => {}
+                Err(Fault::Here(error)) => give_up(Rank(rank), &error),
             };
             let thread = std::thread::Builder::new().name(format!("rank-{rank}"));
             thread.spawn_scoped(scope, body).map_err(|error| {
@@ -205,7 +212,8 @@ fn threads<J: Job>(job: &J, outputs: &Outputs, signals: SignalFd) -> Result<(), 
         }
         match one(job, &mut fabrics[0], host(), Some(signals), outputs) {
             Ok(rest) => finish(job, rest, outputs, began),
-            Err(error) => give_up(Rank(0), &error),
+            Err(Fault::Everywhere(error)) => Err(Error::Failed(error)),
+            Err(Fault::Here(error)) => give_up(Rank(0), &error),
         }
     })
 }
@@ -239,7 +247,7 @@ fn one<J: Job, F: Fabric>(
     node: String,
     signals: Option<SignalFd>,
     outputs: &Outputs,
-) -> Result<Rest<J::Held>, String> {
+) -> Result<Rest<J::Held>, Fault> {
     let mut staged = Staged::new(fabric);
     let rank = staged.rank();
     let waker = Waker::open().map_err(|error| format!("a rank's waker: {error}"))?;

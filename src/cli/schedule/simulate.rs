@@ -9,7 +9,7 @@ use super::{Common, all_on_one, micros};
 use crate::cli::Error;
 use crate::cli::flags::{Parsed, duration};
 use crate::net::Waker;
-use crate::sched::collect::Staged;
+use crate::sched::collect::{Fault, Staged};
 use crate::sched::fabric::Fabric;
 use crate::sched::sleep::SleepFactory;
 use crate::sched::tasks::{Rank, Span};
@@ -54,7 +54,7 @@ impl Job for SimulateJob {
         &self,
         fabric: &mut Staged<'_, F>,
         _: &Waker,
-    ) -> Result<Start<WorkloadSource, SleepFactory, ()>, String> {
+    ) -> Result<Start<WorkloadSource, SleepFactory, ()>, Fault> {
         let spans = match (self.all_on_one, fabric.rank()) {
             (true, Rank(0)) => vec![Span::numbers(0, self.tasks)],
             (true, _) => vec![],

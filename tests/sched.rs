@@ -9,9 +9,11 @@ use cnse::clock::Instant;
 use cnse::prng::Prng;
 use cnse::sched::fabric::{Topology, conforms};
 use cnse::sched::local::local;
+use cnse::sched::message::Message;
+use cnse::sched::rank::{Core, RankConfig};
 use cnse::sched::sim::{self, Breakage, Faults, Input, Latency, Plan, Rows};
-use cnse::sched::tasks::Rank;
-use cnse::sched::workload::{Distribution, Workload};
+use cnse::sched::tasks::{Rank, Span};
+use cnse::sched::workload::{Distribution, Workload, WorkloadSource};
 
 fn env(name: &str) -> Option<u64> {
     std::env::var(name).ok()?.parse().ok()
@@ -127,7 +129,7 @@ fn rows(prng: &mut Prng, plan: &mut Plan, all_read: bool) {
 
 #[test]
 fn each_task_runs_once_and_all_ends() {
-    for_seeds(300, |seed| {
+    for_seeds(150, |seed| {
         let mut prng = Prng::new(seed);
         let mut plan = world(&mut prng, seed);
         trouble(&mut prng, &mut plan);
@@ -137,7 +139,7 @@ fn each_task_runs_once_and_all_ends() {
 
 #[test]
 fn survivors_finish_the_work_of_the_dead() {
-    for_seeds(300, |seed| {
+    for_seeds(150, |seed| {
         let mut prng = Prng::new(seed);
         let mut plan = world(&mut prng, seed);
         trouble(&mut prng, &mut plan);
@@ -148,7 +150,7 @@ fn survivors_finish_the_work_of_the_dead() {
 
 #[test]
 fn rows_are_split_stolen_and_recovered_by_bytes() {
-    for_seeds(200, |seed| {
+    for_seeds(80, |seed| {
         let mut prng = Prng::new(seed);
         let mut plan = world(&mut prng, seed);
         rows(&mut prng, &mut plan, true);
@@ -162,7 +164,7 @@ fn rows_are_split_stolen_and_recovered_by_bytes() {
 
 #[test]
 fn ranks_that_cannot_read_are_given_the_rows() {
-    for_seeds(200, |seed| {
+    for_seeds(80, |seed| {
         let mut prng = Prng::new(seed);
         let mut plan = world(&mut prng, seed);
         rows(&mut prng, &mut plan, false);
@@ -183,25 +185,123 @@ fn ranks_that_cannot_read_are_given_the_rows() {
 #[test]
 fn a_broken_rank_is_noticed() {
     let broken = [
-        (Breakage::DropsGifts, "no end"),
-        (Breakage::StopsEarly, "takes it for done"),
-        (Breakage::CountsTwice, "takes it for done"),
-        (Breakage::RunsTwice, "ran 2 times"),
+        (Breakage::DropsGifts, ["no end"; 2]),
+        (Breakage::StopsEarly, ["takes it for done"; 2]),
+        (Breakage::CountsTwice, ["takes it for done", "a mass of 101 is done"]),
+        (Breakage::RunsTwice, ["ran 2 times"; 2]),
     ];
-    for (breakage, complaint) in broken {
-        let mut plan = world(&mut Prng::new(1), 1);
-        (plan.ranks, plan.slots, plan.tasks, plan.all_on_one) = (4, 1, 100, true);
-        plan.workload = Arc::new(Workload {
-            distribution: Distribution::Fixed(50_000.0),
-            estimate_sigma: None,
-            seed: 1,
-        });
-        plan.latency = Latency::default();
+    for (breakage, complaints) in broken {
+        let mut plan = equal(4, 1, 100, 50_000.0);
         judge(&plan);
         plan.faults.broken = Some((Rank(1), breakage));
         let error = sim::run(&plan).expect_err("it must not pass");
-        assert!(error.starts_with("seed=1: ") && error.contains(complaint), "{error}");
+        assert!(error.starts_with("seed=1: "), "{error}");
+        assert!(complaints.iter().any(|complaint| error.contains(complaint)), "{error}");
     }
+}
+
+/// Equal tasks on ranks without faults.
+fn equal(ranks: u32, slots: usize, tasks: u64, us: f64) -> Plan {
+    let mut plan = world(&mut Prng::new(1), 1);
+    (plan.ranks, plan.ranks_per_node, plan.slots, plan.tasks) = (ranks, 8, slots, tasks);
+    let distribution = Distribution::Fixed(us);
+    plan.workload = Arc::new(Workload { distribution, estimate_sigma: None, seed: 1 });
+    (plan.all_on_one, plan.window, plan.latency) = (true, 4096, Latency::default());
+    plan
+}
+
+fn at_us(us: u64) -> Instant {
+    Instant::default() + Duration::from_micros(us)
+}
+
+#[test]
+fn a_rank_alone_rests() {
+    judge(&equal(1, 5, 50, 100_000.0));
+}
+
+#[test]
+fn a_window_below_the_slots_leaves_none_idle() {
+    let mut plan = equal(1, 5, 50, 10_000.0);
+    plan.window = 1;
+    let outcome = sim::run(&plan).unwrap();
+    assert!(outcome.efficiency() > 0.95, "{outcome:?}");
+}
+
+#[test]
+fn the_word_that_all_is_done_outlives_whoever_carries_it() {
+    for us in (10_000..14_000).step_by(50) {
+        let mut plan = equal(20, 1, 20, 10_000.0);
+        plan.all_on_one = false;
+        plan.faults.deaths = vec![(at_us(us), Rank(1)), (at_us(us + 500), Rank(0))];
+        judge(&plan);
+    }
+}
+
+#[test]
+fn two_deaths_in_one_look_are_two() {
+    let mut plan = equal(6, 2, 200, 5_000.0);
+    plan.faults.stalls = vec![(Rank(3), at_us(1_000), at_us(400_000))];
+    plan.faults.deaths = vec![(at_us(5_000), Rank(1)), (at_us(150_000), Rank(2))];
+    judge(&plan);
+}
+
+/// One of three ranks, that nobody runs.
+fn core(rank: Rank) -> Core<WorkloadSource> {
+    let config = RankConfig {
+        rank,
+        topology: Arc::new(Topology::new(&[0; 3])),
+        window: 64,
+        longest_first: false,
+        steals: true,
+        reads: true,
+        survives: true,
+        whole: None,
+        bytes: false,
+        seed: 1,
+    };
+    Core::new(config, WorkloadSource::new(equal(1, 1, 1, 1.0).workload))
+}
+
+#[test]
+fn what_is_put_in_while_survivors_tell_is_not_lost_too() {
+    let mut core = core(Rank(0));
+    core.add(vec![Span::numbers(0, 10)]);
+    core.survivors(vec![Rank(0), Rank(1)]);
+    core.add(vec![Span::numbers(10, 20)]);
+    let told = Message::Held { epoch: 1, last: true, done: vec![], held: vec![] };
+    core.message(Rank(1), told).unwrap();
+    assert_eq!(core.waiting(), 20);
+}
+
+#[test]
+fn questions_do_not_pile_up_behind_a_full_fabric() {
+    let mut core = core(Rank(1));
+    core.set_slots(1);
+    for ms in 1..1_000 {
+        core.turn(at_us(ms * 1_000)).unwrap();
+        let (to, message) = core.outgoing().expect("it asks");
+        core.unsent(to, message);
+    }
+    assert_eq!(std::iter::from_fn(|| core.outgoing()).count(), 1);
+}
+
+#[test]
+fn near_equal_ranks_do_not_trade() {
+    for all_on_one in [true, false] {
+        let plan = Plan { all_on_one, ..equal(2, 4, 4_000, 5_000.0) };
+        let moves = sim::run(&plan).unwrap().moves;
+        assert!(moves.steals_won <= 20, "{moves:?}");
+    }
+}
+
+#[test]
+fn ranks_that_fall_behind_are_relieved_before_others_run_short() {
+    let distribution = Distribution::LogNormal(50_000.0, 1.0);
+    let workload = Arc::new(Workload { distribution, estimate_sigma: Some(0.3), seed: 5 });
+    let plan = Plan { workload, ..equal(8, 4, 1_000, 1.0) };
+    let queue_us = plan.workload.shared_queue_us(plan.tasks, 32);
+    let outcome = sim::run(&plan).unwrap();
+    assert!(outcome.makespan_us < 1.02 * queue_us, "{outcome:?}");
 }
 
 #[test]
@@ -218,7 +318,7 @@ fn the_same_seed_gives_the_same_world() {
 #[test]
 fn fabrics_conform() {
     conforms(&mut local(Topology::new(&[0, 0, 1])).unwrap(), || {});
-    for_seeds(8, |seed| {
+    for_seeds(3, |seed| {
         let mut prng = Prng::new(seed);
         let latency = world(&mut prng, seed).latency;
         let nodes: Vec<u64> = (0..2 + prng.below(3)).map(|_| prng.below(2)).collect();

@@ -346,6 +346,26 @@ mod tests {
     }
 
     #[test]
+    fn a_cap_bounds_what_goes_out() {
+        let mut queue = Queue::new(100, true);
+        queue.add(Gift { tasks: (0..10).map(|at| task(at, 10)).collect(), spans: vec![] });
+        let gift = queue.share(&[25], 0, false).remove(0);
+        assert_eq!((gift.tasks.len(), queue.ready(), queue.ready_us), (3, 7, 70));
+    }
+
+    #[test]
+    fn the_front_is_next_in_order() {
+        let mut queue = Queue::new(100, false);
+        let span = Span { start: 7, end: 107, stride: 10 };
+        queue.add(Gift { tasks: (0..4).map(|at| task(at, 1)).collect(), spans: vec![span] });
+        let gift = queue.front(5, 2, false);
+        let ats: Vec<u64> = gift.tasks.iter().map(|task| task.at).collect();
+        assert_eq!((ats, gift.spans[0].mass()), (vec![2, 3], 3));
+        assert_eq!((queue.ready(), queue.spans[0].start, queue.count()), (2, 37, 9));
+        assert!(queue.front(5, 2, true).is_empty());
+    }
+
+    #[test]
     fn spans_are_shared_evenly() {
         let mut queue = Queue::new(4, true);
         queue.add(Gift { tasks: vec![], spans: vec![Span::numbers(0, 800)] });

@@ -116,14 +116,15 @@ impl Outcome {
 #[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Event {
     Turn(Rank),
-    End(Rank, Begun),
+    /// On a rank, and which of those that run there.
+    End(Rank, u32),
     Death(Rank),
     Told,
     Slots(Rank),
 }
 
 /// A task that runs, without its row.
-#[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug)]
 struct Begun {
     at: u64,
     mass: u32,
@@ -134,6 +135,9 @@ struct SimRank {
     core: Core<SimSource>,
     fabric: SimFabric,
     turn_at: Instant,
+    /// What runs, where none is vacant.
+    running: Vec<Begun>,
+    vacant: Vec<u32>,
     done: Vec<u64>,
     work_us: f64,
     stalled: Option<(Instant, Instant)>,
@@ -221,6 +225,8 @@ impl<'p> World<'p> {
                 core,
                 fabric: SimFabric::new(rank, topology.clone(), wire.clone()),
                 turn_at: Instant::FAR,
+                running: Vec::new(),
+                vacant: Vec::new(),
                 done: Vec::new(),
                 work_us: 0.0,
                 stalled: plan.faults.stalls.iter().find(|s| s.0 == rank).map(|s| (s.1, s.2)),
@@ -272,7 +278,7 @@ impl<'p> World<'p> {
             // One that was overtaken by an earlier one is stale.
             Event::Turn(rank) if self.ranks[rank.0 as usize].turn_at != self.now => Ok(()),
             Event::Turn(rank) => self.turn(rank),
-            Event::End(rank, task) => self.end(rank, task),
+            Event::End(rank, which) => self.end(rank, which),
             Event::Slots(rank) => self.turn(rank),
             Event::Death(rank) => {
                 let sim = &mut self.ranks[rank.0 as usize];
@@ -300,17 +306,18 @@ impl<'p> World<'p> {
         (self.now >= from && self.now < to).then_some(to)
     }
 
-    fn end(&mut self, rank: Rank, begun: Begun) -> Result<(), String> {
+    fn end(&mut self, rank: Rank, which: u32) -> Result<(), String> {
         if !self.ranks[rank.0 as usize].alive {
             return Ok(());
         }
         if let Some(until) = self.stalled(rank) {
-            self.push(until, Event::End(rank, begun));
+            self.push(until, Event::End(rank, which));
             return Ok(());
         }
-        let Begun { at, mut mass, number } = begun;
-        let us = self.plan.workload.duration_us(number);
         let sim = &mut self.ranks[rank.0 as usize];
+        let Begun { at, mut mass, number } = sim.running[which as usize];
+        sim.vacant.push(which);
+        let us = self.plan.workload.duration_us(number);
         let count = &mut self.executed[number as usize];
         *count += if sim.broken == Some(Breakage::RunsTwice) { 2 } else { 1 };
         if *count > 1 {
@@ -363,7 +370,8 @@ impl<'p> World<'p> {
         let slow = sim.slow;
         for task in begun {
             let us = self.plan.workload.duration_us(task.number) * slow;
-            self.push(self.now + micros(us + self.plan.latency.start_us), Event::End(rank, task));
+            let which = self.ranks[rank.0 as usize].run(task);
+            self.push(self.now + micros(us + self.plan.latency.start_us), Event::End(rank, which));
         }
         if wake_at < Instant::FAR {
             self.turn_at(rank, wake_at.max(self.now + Duration::from_nanos(1)));
@@ -442,6 +450,15 @@ impl SimRank {
             }
         }
         Ok(())
+    }
+
+    fn run(&mut self, task: Begun) -> u32 {
+        if let Some(which) = self.vacant.pop() {
+            self.running[which as usize] = task;
+            return which;
+        }
+        self.running.push(task);
+        u32::try_from(self.running.len() - 1).expect("slots are counted in 32 bits")
     }
 
     /// Begins what its slots can run.

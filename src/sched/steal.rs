@@ -27,6 +27,8 @@ const BACKOFF: Duration = Duration::from_millis(2);
 const BACKOFF_MAX: Duration = Duration::from_millis(500);
 /// It grows so much each time.
 const BACKOFF_GROWTH: f64 = 1.5;
+/// A rank that waits longer than this asks one other at a time.
+const RARE: Duration = Duration::from_millis(100);
 /// Among so few, word is left with everybody.
 const FEW: usize = 9;
 
@@ -101,11 +103,19 @@ impl Thief {
             self.asked = others.copied().nth(nth).map(|rank| (rank, now));
             return self.asked.map_or(Step::Rest, |(rank, _)| Step::Ask(rank));
         }
-        let is_alive = |rank: &Rank| *rank != self.me && alive.binary_search(rank).is_ok();
+        let all = alive.len() == topology.size() as usize;
+        let is_alive = |rank: &Rank| *rank != self.me && (all || alive.binary_search(rank).is_ok());
         let node = topology.members(topology.node(self.me));
         let near = node.iter().filter(|rank| is_alive(rank)).count();
         let far = alive.len() - 1 - near;
-        let (near_tries, far_tries) = (TRIES.min(near as u32), TRIES.min(far as u32));
+        let (mut near_tries, mut far_tries) = (TRIES.min(near as u32), TRIES.min(far as u32));
+        if self.backoff > RARE && self.tries == 0 {
+            // One will do: there was nothing anywhere for a while.
+            let is_far = near == 0 || far > 0 && self.prng.below(4) > 0;
+            (near_tries, far_tries) = (u32::from(!is_far), u32::from(is_far));
+        } else if self.backoff > RARE {
+            (near_tries, far_tries) = (0, 0);
+        }
         let hint = self.hint.filter(|hint| is_alive(hint));
         let is_near = hint.is_some_and(|hint| topology.node(hint) == topology.node(self.me));
         if let Some(hint) = hint.filter(|_| is_near || self.tries >= near_tries) {
@@ -227,6 +237,18 @@ mod tests {
         now = now + PATIENCE;
         assert!(matches!(thief.step(now, Need::Now, &topology, &alive), Step::Ask(_)));
         assert_eq!(thief.step(now, Need::None, &topology, &alive), Step::Rest);
+    }
+
+    #[test]
+    fn a_rank_that_levels_asks_one_and_leaves_no_word() {
+        let (topology, alive) = (Topology::new(&["a", "b", "b"]), ranks(3));
+        let mut thief = Thief::new(Rank(1), 3, None);
+        let Step::Ask(rank) = thief.step(Instant(1), Need::Level, &topology, &alive) else {
+            panic!()
+        };
+        assert_eq!(thief.step(Instant(2), Need::Level, &topology, &alive), Step::Rest);
+        thief.answered(rank, true);
+        assert!(rank != Rank(1) && thief.word.is_empty() && thief.rest_until == Instant(0));
     }
 
     #[test]

@@ -102,7 +102,7 @@ fn a_plain_completion_is_put_together() {
     let wanted = r#"{"index":0,"content":" on \"it","tokens":[],"id_slot":1,"stop":true,"tokens_predicted":4,"tokens_evaluated":6,"generation_settings":{"stream":false},"stop_type":"word","timings":{"predicted_n":4}}"#;
     assert_eq!(answer.to_string(), wanted);
     // Each token is told as it comes, though the answer is told at the end.
-    assert!(read(&infer, &NATIVE, 17, true).starts_with("+1 +2 +1 [200 false]{"));
+    assert!(read(&infer, &NATIVE, 17, true).starts_with("+0 +1 +2 +1 [200 false]{"));
     let with_tokens = post("/completion", r#"{"prompt": "a", "return_tokens": true}"#);
     assert_eq!(collected(&with_tokens, &NATIVE)["tokens"], json!([282, 283, 284]));
 }

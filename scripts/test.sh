@@ -78,6 +78,9 @@ CNSE_TEST_MODELS=$(tail -n 1 "$log/models")
 python=$(tail -n 1 "$log/python")
 export CNSE_TEST_LLAMA_SERVER CNSE_TEST_MODELS CNSE_TEST_PEERS=required
 
+step "MPI: the fabric on 1, 2, 4 and 8 ranks" scripts/mpi.sh
+export CNSE_TEST_MPI=$PWD/target/mpi-debian/debug/cnse
+
 step "tests" env CNSE_SIM_SEEDS=500 CNSE_HOSTILE_INPUTS=10000 cargo test --locked -- --nocapture
 step "fuzzing" env CNSE_FUZZ_INPUTS=10000000 cargo test --release --locked --test fuzz
 step "benches, each once" cargo bench --locked --bench wire -- --test

@@ -38,9 +38,3 @@ pub mod prng;
 pub mod proto;
 pub mod sched;
 pub mod wire;
-
-/// What this build has that not every build has.
-pub const FEATURES: &[&str] = &[
-    #[cfg(feature = "mpi")]
-    "mpi",
-];

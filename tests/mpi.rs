@@ -375,6 +375,10 @@ impl End {
                     assert!(list.iter().all(|rank| alive.contains(rank)), "{list:?}");
                     let at_ms = started.elapsed().as_millis();
                     println!("rank {me}: {list:?} are left, after {at_ms} ms");
+                    // Those that close already say no more.
+                    if plan.in_close {
+                        break;
+                    }
                     (alive, epoch) = (list, epoch + 1);
                     talks.fill(Talk::default());
                 }
@@ -416,7 +420,7 @@ impl Talk {
         self.said_stop && self.heard_stop
     }
 
-    /// Numbered messages, large ones too, so that a death finds some half way; then that it is over.
+    /// Numbered messages, large ones too, so that a death finds some half way; then the end.
     fn speak(&mut self, fabric: &mut MpiFabric, to: Rank, epoch: u32, is_over: bool) {
         if self.said_stop {
             return;
@@ -444,7 +448,7 @@ impl Talk {
     }
 }
 
-/// Kills this process when the plan says so. What comes back is to hold, while it polls, since when.
+/// Kills this process when the plan says so. What comes back holds, while it polls, since when.
 fn die(plan: &Plan, me: Rank) -> Arc<AtomicU64> {
     let watched = Arc::new(AtomicU64::new(0));
     let Some(place) = plan.victims.iter().position(|&rank| rank == me) else { return watched };

@@ -16,6 +16,12 @@ use std::process::ExitCode;
 use self::flags::{Asked, Flag};
 use crate::sched::launcher::Launched;
 
+/// What this build has that not every build has.
+pub const FEATURES: &[&str] = &[
+    #[cfg(feature = "mpi")]
+    "mpi",
+];
+
 /// Why a subcommand did not do what it was asked.
 #[derive(Debug)]
 pub enum Error {
@@ -132,7 +138,7 @@ pub(crate) fn print(text: &str) -> Result<(), Error> {
 }
 
 fn version() -> String {
-    let features = if crate::FEATURES.is_empty() { &["none"] } else { crate::FEATURES };
+    let features = if FEATURES.is_empty() { &["none"] } else { FEATURES };
     format!("cnse {}\nfeatures: {}\n", env!("CARGO_PKG_VERSION"), features.join(", "))
 }
 

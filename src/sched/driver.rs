@@ -165,6 +165,8 @@ struct Driver<'d, F, S> {
     poller: Poller,
     clock: MonotonicClock,
     began: Instant,
+    /// Processor time of this thread before the job began.
+    cpu_before_us: u64,
     now: Instant,
     node: String,
     waker: Waker,
@@ -221,6 +223,7 @@ impl<'d, F: Fabric, S: Source> Driver<'d, F, S> {
             poller,
             clock,
             began: now,
+            cpu_before_us: worker::thread_cpu_us(),
             now,
             node: config.node,
             waker: config.waker,
@@ -561,7 +564,7 @@ impl<'d, F: Fabric, S: Source> Driver<'d, F, S> {
             tasks_in: moves.tasks_in,
             tasks_out: moves.tasks_out,
             idle_us: (wall_us * slots as u64).saturating_sub(busy_us),
-            cpu_us: worker::thread_cpu_us() + self.shared.cpu_us(),
+            cpu_us: worker::thread_cpu_us() - self.cpu_before_us + self.shared.cpu_us(),
             rss_max_kib: worker::rss_max_kib(),
             skipped_rows: self.core.source().skipped_rows(),
         }

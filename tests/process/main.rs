@@ -5,5 +5,6 @@ mod cli;
 mod common;
 mod hostile;
 mod llama;
+mod mpirun;
 mod schedule;
 mod serve;

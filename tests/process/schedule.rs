@@ -15,10 +15,10 @@ use serde_json::{Value, json};
 use crate::common::{Server, cnse, run, text, wait_until};
 
 /// A fresh folder, gone when dropped.
-struct Folder(PathBuf);
+pub struct Folder(PathBuf);
 
 impl Folder {
-    fn new() -> Folder {
+    pub fn new() -> Folder {
         static NEXT: AtomicU32 = AtomicU32::new(0);
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
         let name = format!("cnse-schedule-{}-{number}", std::process::id());
@@ -27,12 +27,12 @@ impl Folder {
         Folder(path)
     }
 
-    fn path(&self, name: &str) -> String {
+    pub fn path(&self, name: &str) -> String {
         self.0.join(name).to_str().unwrap().to_owned()
     }
 
     /// Rows that chat, complete and embed, `count` of them.
-    fn rows(&self, count: usize) -> String {
+    pub fn rows(&self, count: usize) -> String {
         let path = self.path("rows.jsonl");
         let rows: String = (0..count).map(|i| row(i, "once") + "\n").collect();
         fs::write(&path, rows).unwrap();
@@ -70,7 +70,7 @@ fn schedule(args: &[&str]) -> Command {
 }
 
 /// Result lines by custom_id; each must stand once.
-fn results(path: &str) -> BTreeMap<String, Value> {
+pub fn results(path: &str) -> BTreeMap<String, Value> {
     let mut found = BTreeMap::new();
     for line in fs::read_to_string(path).unwrap().lines() {
         let line: Value = serde_json::from_str(line).unwrap();
@@ -235,7 +235,12 @@ fn spawn(args: &[String], ranks: &str) -> Child {
 
 /// Result lines in the parts.
 fn recorded(folder: &Folder) -> usize {
-    let Ok(parts) = fs::read_dir(folder.path("out.jsonl.parts")) else { return 0 };
+    recorded_in(&folder.path("out.jsonl.parts"))
+}
+
+/// Result lines in the parts of a folder.
+pub fn recorded_in(parts: &str) -> usize {
+    let Ok(parts) = fs::read_dir(parts) else { return 0 };
     let parts = parts.filter_map(Result::ok).filter_map(|part| fs::read(part.path()).ok());
     parts.map(|bytes| bytes.iter().filter(|&&byte| byte == b'\n').count()).sum()
 }

@@ -40,8 +40,7 @@ pub fn run(parsed: &Parsed) -> Result<(), Error> {
     print(&format!(
         "{} tasks on {} ranks with {} at once each, in virtual time\n\
          makespan          {makespan_s:>12.3} s\n\
-         ideal             {ideal_s:>12.3} s   the longer of all work over all slots and the longest \
-         task\n\
+         ideal             {ideal_s:>12.3} s   all work over all slots, or the longest task\n\
          efficiency        {:>12.1} %   ideal over makespan\n\
          perfect queue     {:>12.3} s   one queue that costs nothing, in the same order: {:+.1} %\n\
          balance           {:>12.3}     work of the busiest rank over the mean\n\

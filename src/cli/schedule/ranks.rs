@@ -359,7 +359,7 @@ fn finish<J: Job>(
         note: note(&ended, job.advice()),
         ranks: ended.reports,
         tokens_source: "server",
-        features: crate::FEATURES,
+        features: crate::cli::FEATURES,
     };
     outputs.report(&report)?;
     match (merged, ended.over) {

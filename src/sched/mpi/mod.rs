@@ -105,6 +105,8 @@ enum Closing {
     Sending,
     /// This rank has nothing under way, and waits until all say so.
     Barrier(Transfer),
+    /// All have, and this rank waits until all know it.
+    Parting(Transfer),
     /// MPI is ended, or given up.
     Done,
 }
@@ -302,12 +304,24 @@ impl MpiFabric {
         self.buried.retain_mut(|transfer| !transfer.test_buried());
     }
 
+    fn end(&mut self) {
+        self.closing = Closing::Done;
+        LIVE.store(false, Ordering::SeqCst);
+    }
+
     /// One step towards the end.
+    ///
+    /// Where deaths are survived MPI is not finalized. A rank can die while some have seen the
+    /// barrier end and others have not, who then shrink: whoever waits in MPI_Finalize would keep
+    /// them waiting, while one that has gone is to them as one that died. (And after two deaths
+    /// Open MPI 5.0.11 never comes back from it.) A second barrier keeps a job without deaths from
+    /// taking the first to leave for dead.
     fn step(&mut self) -> Result<bool, Fault> {
         if matches!(self.closing, Closing::Done) {
             return Ok(true);
         }
-        while let Some(arrival) = self.advance()? {
+        let is_parting = matches!(self.closing, Closing::Parting(_));
+        while !is_parting && let Some(arrival) = self.advance()? {
             self.late.push_back(arrival);
         }
         match &mut self.closing {
@@ -323,10 +337,21 @@ impl MpiFabric {
                 if !barrier.test()? || !self.incoming.is_empty() {
                     return Ok(false);
                 }
-                self.closing = Closing::Done;
-                LIVE.store(false, Ordering::SeqCst);
+                if self.survives() {
+                    self.closing = Closing::Parting(calls::barrier(self.comm)?);
+                    return Ok(false);
+                }
+                self.end();
                 calls::finalize()?;
                 Ok(true)
+            }
+            Closing::Parting(barrier) => {
+                // A death, or that another rank saw one, no longer matters to this one.
+                let is_over = barrier.test().unwrap_or(true);
+                if is_over {
+                    self.end();
+                }
+                Ok(is_over)
             }
             Closing::Done => Ok(true),
         }
@@ -347,7 +372,7 @@ impl Fabric for MpiFabric {
         let Some(place) = self.places[to.0 as usize] else { return Ok(()) };
         let outgoing = &mut self.outgoing[to.0 as usize];
         let is_full = outgoing.transfers.len() >= WINDOW_MESSAGES || outgoing.bytes >= WINDOW_BYTES;
-        if is_full || matches!(self.closing, Closing::Barrier(_) | Closing::Done) {
+        if is_full || !matches!(self.closing, Closing::No | Closing::Sending) {
             return Err(Full(message));
         }
         let mut bytes = Vec::new();
@@ -370,7 +395,7 @@ impl Fabric for MpiFabric {
         if let Some(arrival) = self.late.pop_front().or_else(|| self.word.take()) {
             return Some(arrival);
         }
-        if matches!(self.closing, Closing::Done) {
+        if matches!(self.closing, Closing::Parting(_) | Closing::Done) {
             return None;
         }
         match self.advance() {

@@ -3,7 +3,8 @@
 //!
 //! They are looked up at run time, since Open MPI 4 and most others lack them and one source is to
 //! be built with each. Open MPI 5 has them always, and they mean something only if the job was
-//! started with `mpirun --with-ft mpi`: without, the launcher ends the whole job at the first death.
+//! started with `mpirun --with-ft mpi`: without, the launcher ends the whole job at the first
+//! death.
 
 use std::ffi::{CStr, c_int, c_void};
 

@@ -25,9 +25,10 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 usage() { sed -n '2,/^set /{/^#/s/^# \{0,1\}//p}' "${BASH_SOURCE[0]}" >&2; exit 2; }
 die() { printf 'kill-schedule.sh: error: %s\n' "$*" >&2; exit 1; }
 
-# Mounts in a namespace of its own, which ends with the script.
-if [ "$(id -u)" = 0 ] && [ -z "${CNSE_KILL_UNSHARED-}" ]; then
-    CNSE_KILL_UNSHARED=1 exec unshare --mount "scripts/kill-schedule.sh" "$@"
+# Mounts in a namespace of its own, which ends with the script: also /dev/shm, where ranks that were killed leave theirs.
+if [ "$(id -u)" = 0 ]; then
+    [ -n "${CNSE_KILL_UNSHARED-}" ] || CNSE_KILL_UNSHARED=1 exec unshare --mount "scripts/kill-schedule.sh" "$@"
+    mount -t tmpfs tmpfs /dev/shm
 fi
 
 mpi='' seed=1 times=10 rows=400 whats=()

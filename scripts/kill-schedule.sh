@@ -206,7 +206,12 @@ for what in "${whats[@]}"; do
             process) kill -9 "$job" 2>/dev/null || true ;;
             mpirun) kill -9 "$job" 2>/dev/null || true ;;
             rank)
-                mapfile -t pids < <(ranks)
+                # A launcher can take seconds until there is a rank.
+                for _ in $(seq 100); do
+                    mapfile -t pids < <(ranks)
+                    if [ ${#pids[@]} != 0 ] || ! kill -0 "$job" 2>/dev/null; then break; fi
+                    sleep 0.05
+                done
                 [ ${#pids[@]} = 0 ] || kill -9 "${pids[$((whom % ${#pids[@]}))]}" 2>/dev/null || true
                 [ ${#pids[@]} != 0 ] || note=', no rank was there'
                 ;;

@@ -10,6 +10,7 @@
 
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use super::attempt::{Attempt, Stage};
@@ -67,6 +68,8 @@ pub struct BatchExecutor {
     over: Vec<Token>,
     /// Connections that have more to read.
     ready: Vec<Token>,
+    /// Which of the rank's workers this is, and how many there are.
+    worker: (usize, usize),
     ledger: Ledger,
     prng: Prng,
     draining: bool,
@@ -261,6 +264,7 @@ impl BatchExecutor {
             over: Vec::new(),
             ready: Vec::new(),
             ledger: Ledger::new(shared.clone()),
+            worker: (worker, workers),
             prng: Prng::new(config.seed ^ (worker as u64) << 32),
             draining: false,
             last_turn: reactor.now,
@@ -462,7 +466,10 @@ impl BatchExecutor {
             self.engine.set_address(server, Some(address));
             self.links.set_address(server, address);
         }
+        let (worker, workers) = self.worker;
+        let permits = self.shared.permits[server].load(Ordering::Relaxed);
         let seat = &mut self.seats[server];
+        seat.places = share(permits, server, worker, workers);
         seat.is_up = Some(matches!(health, Health::Up { .. }));
         if matches!(health, Health::Down { .. }) {
             let since = *seat.down_since.get_or_insert(now);

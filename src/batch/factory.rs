@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::fmt;
 use std::io;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -58,6 +59,8 @@ pub struct BatchFactory {
 pub(super) struct Shared {
     /// What was told.
     pub(super) config: Config,
+    /// Places of this rank at each server, as things stand.
+    pub(super) permits: Vec<AtomicU32>,
     /// Tries of tasks that were returned, so that a row that kills each server it meets ends too.
     tries: Mutex<HashMap<u64, u32>>,
 }
@@ -77,8 +80,18 @@ impl BatchFactory {
     pub fn start(config: Config) -> io::Result<BatchFactory> {
         assert_eq!(config.servers.len(), config.permits.len(), "each server has its permits");
         let watch = Watch::start(&config.servers, &config.permits, config.quiet)?;
-        let shared = Shared { config, tries: Mutex::default() };
+        let permits = config.permits.iter().map(|&permits| AtomicU32::new(permits)).collect();
+        let shared = Shared { config, permits, tries: Mutex::default() };
         Ok(BatchFactory { shared: Arc::new(shared), watch })
+    }
+}
+
+impl BatchFactory {
+    /// This rank has so many places from now on; executors hear of it within a second.
+    pub fn set_permits(&self, permits: &[u32]) {
+        for (mine, &permits) in self.shared.permits.iter().zip(permits) {
+            mine.store(permits, Ordering::Relaxed);
+        }
     }
 }
 

@@ -49,6 +49,30 @@ pub struct Setup {
     pub apart: Vec<Rank>,
     /// The input's bytes.
     pub input_bytes: Option<u64>,
+    /// What all ranks see, for when some die.
+    pub views: Views,
+}
+
+/// The servers as all ranks see them.
+#[derive(Clone, Debug, Default)]
+pub struct Views {
+    views: Vec<View>,
+    topology: Topology,
+    inflight: Option<u32>,
+}
+
+impl Views {
+    /// The places of `rank` at each server, when these ranks are left: every slot is used again.
+    pub fn permits(&self, rank: Rank, alive: &[Rank]) -> Vec<u32> {
+        let mut views = self.views.clone();
+        for (other, view) in (0..).map(Rank).zip(&mut views) {
+            if !alive.contains(&other) {
+                view.servers.iter_mut().for_each(|seen| *seen = Seen::default());
+            }
+        }
+        let servers = views.first().map_or(0, |view| view.servers.len());
+        permits(servers, self.inflight, &self.topology, &views).swap_remove(rank.0 as usize)
+    }
 }
 
 /// What rank 0 tells first.
@@ -83,6 +107,7 @@ struct Seen {
 struct Allotment {
     permits: Vec<u32>,
     reader: (u32, u32),
+    views: Vec<View>,
     error: Option<String>,
 }
 
@@ -115,7 +140,7 @@ pub fn settle<F: Fabric>(
             Some(all.iter().map(encode).collect())
         }
     };
-    let Allotment { permits, reader, error } = decode(&fabric.scatter(allotments)?)?;
+    let Allotment { permits, reader, views, error } = decode(&fabric.scatter(allotments)?)?;
     if let Some(error) = error {
         return Err(error);
     }
@@ -124,7 +149,9 @@ pub fn settle<F: Fabric>(
         let _ = fs::remove_file(nonce_path(folder));
     }
     let input_bytes = offer.input_bytes;
-    Ok(Setup { servers, permits, reads, reader, shares_folder, apart, input_bytes })
+    let topology = Topology::clone(fabric.topology());
+    let views = Views { views, topology, inflight: config.inflight };
+    Ok(Setup { servers, permits, reads, reader, shares_folder, apart, input_bytes, views })
 }
 
 fn nonce_path(folder: &Path) -> PathBuf {
@@ -194,15 +221,35 @@ fn look(config: &SetupConfig<'_>, offer: &Offer) -> (View, Vec<Server>) {
     (View { shares_folder, reads, servers: seen }, servers)
 }
 
-/// Who gets how many places where.
+/// What each rank is told.
 fn allot(config: &SetupConfig<'_>, topology: &Topology, views: &[View]) -> Vec<Allotment> {
-    let mut permits = vec![vec![0u32; config.specs.len()]; views.len()];
     let up = |server: usize| views.iter().any(|view| view.servers[server].up);
-    for (server, spec) in config.specs.iter().enumerate() {
-        if !up(server) {
-            let error = &views[0].servers[server].error;
-            log::warn!("{error}; {} is used once it answers", spec.name);
-        }
+    for (server, spec) in config.specs.iter().enumerate().filter(|(server, _)| !up(*server)) {
+        let error = &views[0].servers[server].error;
+        log::warn!("{error}; {} is used once it answers", spec.name);
+    }
+    let readers: Vec<usize> = (0..views.len()).filter(|&rank| views[rank].reads).collect();
+    let none_up = !(0..config.specs.len()).any(up);
+    let reasons = views[0].servers.iter().map(|seen| seen.error.as_str()).collect::<Vec<_>>();
+    let error = none_up.then(|| format!("no server is up: {}", reasons.join("; ")));
+    let permits = permits(config.specs.len(), config.inflight, topology, views);
+    let allotments = permits.into_iter().enumerate().map(|(rank, permits)| {
+        let place = readers.iter().position(|&reader| reader == rank).unwrap_or(0);
+        let reader = (place as u32, readers.len() as u32);
+        Allotment { permits, reader, views: views.to_vec(), error: error.clone() }
+    });
+    allotments.collect()
+}
+
+/// Who gets how many places where: by rank, then by server.
+fn permits(
+    servers: usize,
+    inflight: Option<u32>,
+    topology: &Topology,
+    views: &[View],
+) -> Vec<Vec<u32>> {
+    let mut permits = vec![vec![0u32; servers]; views.len()];
+    for server in 0..servers {
         for group in groups(server, topology, views) {
             let slots = slots_of(server, &group, views);
             for (place, &rank) in group.iter().enumerate() {
@@ -213,21 +260,10 @@ fn allot(config: &SetupConfig<'_>, topology: &Topology, views: &[View]) -> Vec<A
             }
         }
     }
-    if let Some(inflight) = config.inflight {
-        for of in &mut permits {
-            spread(inflight, of);
-        }
+    if let Some(inflight) = inflight {
+        permits.iter_mut().for_each(|of| spread(inflight, of));
     }
-    let readers: Vec<usize> = (0..views.len()).filter(|&rank| views[rank].reads).collect();
-    let none_up = !(0..config.specs.len()).any(up);
-    let reasons = views[0].servers.iter().map(|seen| seen.error.as_str()).collect::<Vec<_>>();
-    let error = none_up.then(|| format!("no server is up: {}", reasons.join("; ")));
-    let allotments = permits.into_iter().enumerate().map(|(rank, permits)| {
-        let place = readers.iter().position(|&reader| reader == rank).unwrap_or(0);
-        let reader = (place as u32, readers.len() as u32);
-        Allotment { permits, reader, error: error.clone() }
-    });
-    allotments.collect()
+    permits
 }
 
 /// The ranks that share a server; several groups where its address means several servers.
@@ -297,7 +333,7 @@ mod tests {
         Seen { up: true, local, loopback, slots: Some(slots), error: String::new() }
     }
 
-    fn permits(nodes: &[u32], servers: &[Vec<Seen>], inflight: Option<u32>) -> Vec<Vec<u32>> {
+    fn allotted(nodes: &[u32], servers: &[Vec<Seen>], inflight: Option<u32>) -> Vec<Vec<u32>> {
         let list = (0..servers[0].len()).map(|i| format!("http://h{i}:1"));
         let list = list.collect::<Vec<_>>().join(",");
         let specs = super::super::servers::parse_servers(&list, None).unwrap();
@@ -316,21 +352,35 @@ mod tests {
     fn slots_are_shared_out() {
         // One server, 6 slots, 4 ranks.
         let all = vec![vec![seen(false, false, 6)]; 4];
-        assert_eq!(permits(&[0, 0, 0, 0], &all, None), [[2], [2], [1], [1]]);
-        assert_eq!(permits(&[0, 0, 0, 0], &all, Some(5)), [[5], [5], [5], [5]]);
+        assert_eq!(allotted(&[0, 0, 0, 0], &all, None), [[2], [2], [1], [1]]);
+        assert_eq!(allotted(&[0, 0, 0, 0], &all, Some(5)), [[5], [5], [5], [5]]);
         // Each machine's own server.
         let all = vec![vec![seen(true, true, 4)]; 4];
-        assert_eq!(permits(&[0, 0, 1, 1], &all, None), [[2], [2], [2], [2]]);
+        assert_eq!(allotted(&[0, 0, 1, 1], &all, None), [[2], [2], [2], [2]]);
         // A server on each of two machines.
         let on = |a: bool| vec![seen(a, false, 4), seen(!a, false, 8)];
         let all = [on(true), on(true), on(false), on(false)];
-        assert_eq!(permits(&[0, 0, 1, 1], &all, None), [[2, 0], [2, 0], [0, 4], [0, 4]]);
+        assert_eq!(allotted(&[0, 0, 1, 1], &all, None), [[2, 0], [2, 0], [0, 4], [0, 4]]);
         // Four servers of one slot: one for each rank.
         let all = vec![vec![seen(true, true, 1); 4]; 4];
-        let all = permits(&[0, 0, 0, 0], &all, None);
+        let all = allotted(&[0, 0, 0, 0], &all, None);
         assert!(all.iter().all(|of| of.iter().sum::<u32>() == 1), "{all:?}");
+        // When a rank dies the others use its places.
+        let views = Views {
+            views: [true, true, true]
+                .map(|reads| View {
+                    shares_folder: true,
+                    reads,
+                    servers: vec![seen(true, true, 4)],
+                })
+                .to_vec(),
+            topology: Topology::new(&[0, 0, 0]),
+            inflight: None,
+        };
+        assert_eq!(views.permits(Rank(2), &[Rank(0), Rank(1), Rank(2)]), [1]);
+        assert_eq!(views.permits(Rank(2), &[Rank(0), Rank(2)]), [2]);
         // One that is down counts like the others.
         let all = vec![vec![seen(false, false, 4), Seen::default()]; 2];
-        assert_eq!(permits(&[0, 0], &all, None), [[2, 2], [2, 2]]);
+        assert_eq!(allotted(&[0, 0], &all, None), [[2, 2], [2, 2]]);
     }
 }

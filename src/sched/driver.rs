@@ -39,8 +39,8 @@ pub trait Hooks<S> {
         None
     }
 
-    /// Ranks died; what they recorded is not to be done again.
-    fn died(&mut self, _source: &mut S, _dead: &[Rank]) {}
+    /// Ranks died, and these are left; what the dead recorded is not to be done again.
+    fn died(&mut self, _source: &mut S, _alive: &[Rank]) {}
 
     /// At the root, about every second: where each rank stands, and what was counted since.
     fn watch(&mut self, _now: Instant, _ranks: &[RankStatus], _since: &Tally) {}
@@ -313,7 +313,7 @@ impl<'d, F: Fabric, S: Source> Driver<'d, F, S> {
             self.gathered.statuses.remove(rank);
             self.gathered.reports.remove(rank);
         }
-        self.hooks.died(self.core.source(), &dead);
+        self.hooks.died(self.core.source(), &alive);
         self.dead.extend(dead);
         self.core.survivors(alive);
     }

@@ -61,7 +61,7 @@ pub trait Fabric {
 }
 
 /// Which rank is on which node.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Topology {
     node_of: Vec<u32>,
     members: Vec<Vec<Rank>>,

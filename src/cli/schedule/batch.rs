@@ -19,7 +19,7 @@ use crate::batch::merge::{MergePlan, Merged, Rows, merge};
 use crate::batch::retry::Backoff;
 use crate::batch::row::RowOptions;
 use crate::batch::servers::{ServerSpec, parse_servers};
-use crate::batch::setup::{Setup, SetupConfig, settle};
+use crate::batch::setup::{Setup, SetupConfig, Views, settle};
 use crate::batch::ship;
 use crate::batch::spool::Spool;
 use crate::cli::Error;
@@ -84,6 +84,10 @@ pub struct Held {
     pub apart: Vec<Rank>,
     /// This rank's part is in the folder that rank 0 merges.
     pub shares_folder: bool,
+    /// Which rank it is.
+    pub rank: Rank,
+    /// The servers as all ranks see them.
+    pub views: Views,
 }
 
 pub fn run(parsed: &Parsed) -> Result<(), Error> {
@@ -274,7 +278,7 @@ impl Job for BatchJob {
         let (rank, size) = (fabric.rank(), fabric.topology().size());
         let waker = waker.clone();
         let wake = move || waker.wake();
-        let mut held = Held::default();
+        let mut held = Held { rank, ..Held::default() };
         // Rank 0 locks the job before anybody reads what earlier runs left.
         if let (Some(files), Rank(0)) = (&self.files, rank) {
             held.journal = Some(journal(&files.folder, rank, wake.clone())?);
@@ -299,6 +303,7 @@ impl Job for BatchJob {
         }
         held.apart = setup.apart.clone();
         held.shares_folder = setup.shares_folder;
+        held.views = setup.views.clone();
         // What an earlier run left elsewhere is wanted here before anybody asks what is done.
         self.gather_parts(fabric, &held)?;
         let (spans, whole) = self.spans(&setup, rank, size);
@@ -339,7 +344,8 @@ impl Job for BatchJob {
         Some((vec![span], ended.then_some(length)))
     }
 
-    fn died(&self, source: &mut BatchSource) {
+    fn died(&self, source: &mut BatchSource, factory: &BatchFactory, held: &Held, alive: &[Rank]) {
+        factory.set_permits(&held.views.permits(held.rank, alive));
         match self.load() {
             Ok(done) => source.set_done(done),
             Err(error) => log::warn!("what the dead had recorded is asked again: {error}"),

@@ -85,8 +85,16 @@ pub trait Job: Sync {
         None
     }
 
-    /// Ranks died; what they recorded is not to be done again.
-    fn died(&self, _source: &mut Self::Source) {}
+    /// Ranks died, and these are left: what the dead recorded is not to be done again, and their
+    /// places are free.
+    fn died(
+        &self,
+        _source: &mut Self::Source,
+        _factory: &Self::Factory,
+        _held: &Self::Held,
+        _alive: &[Rank],
+    ) {
+    }
 
     /// Makes the results safe.
     ///
@@ -253,7 +261,7 @@ fn one<J: Job, F: Fabric>(
         }
         _ => None,
     };
-    let mut hooks = JobHooks { job, held, notices, watch, failed: false };
+    let mut hooks = JobHooks { job, factory: &factory, held, notices, watch, failed: false };
     let config = DriverConfig {
         rank: RankConfig {
             rank,
@@ -284,6 +292,7 @@ fn one<J: Job, F: Fabric>(
 
 struct JobHooks<'j, J: Job> {
     job: &'j J,
+    factory: &'j J::Factory,
     held: J::Held,
     notices: Receiver<Notice>,
     watch: Option<Watch>,
@@ -311,8 +320,8 @@ impl<J: Job> Hooks<J::Source> for JobHooks<'_, J> {
         self.notices.try_recv().ok()
     }
 
-    fn died(&mut self, source: &mut J::Source, _: &[Rank]) {
-        self.job.died(source);
+    fn died(&mut self, source: &mut J::Source, alive: &[Rank]) {
+        self.job.died(source, self.factory, &self.held, alive);
     }
 
     fn watch(&mut self, now: Instant, ranks: &[RankStatus], since: &Tally) {

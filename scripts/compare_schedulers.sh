@@ -90,6 +90,14 @@ run() { # NAME COLUMN COMMAND…
 }
 
 columns=(equal tail tail-sorted)
+# What one queue gives that costs nothing: whoever is free takes the next task.
+queue() {
+    awk -v n="$at_once" '{ who = 1; for (i = 2; i <= n; i++) if (free[i] < free[who]) who = i; free[who] += $1 }
+        END { for (i = 1; i <= n; i++) if (free[i] > last) last = free[i]; print last / 1000 }' "$work/$1"
+}
+for column in "${columns[@]}"; do
+    awk "BEGIN { printf \"one queue that costs nothing (computed)\\t$column\\t%.4f\\t0\\n\", $(queue "$column") / $(ideal "$column") }" >>"$work/results"
+done
 echo "$(nproc) cores, load $(cut -d' ' -f1-3 /proc/loadavg), $tasks tasks, $at_once at once; ideal: equal $(ideal equal) s, tail $(ideal tail) s"
 for round in $(seq "$rounds"); do
     echo "round $round"
@@ -140,6 +148,6 @@ awk -F'\t' '
             row = rows[i]
             printf "%-44s", row
             for (c = 1; c <= 3; c++) printf " %14s", sprintf("%.3f%s", best[row, c], with[row, c])
-            printf " %12s\n", row ~ /^(xargs|GNU)/ ? "in it" : sprintf("%.2f", start[row])
+            printf " %12s\n", row ~ /^(xargs|GNU)/ ? "in it" : row ~ /^one queue/ ? "-" : sprintf("%.2f", start[row])
         }
     }' "$work/results"

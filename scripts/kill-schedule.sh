@@ -25,9 +25,10 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 usage() { sed -n '2,/^set /{/^#/s/^# \{0,1\}//p}' "${BASH_SOURCE[0]}" >&2; exit 2; }
 die() { printf 'kill-schedule.sh: error: %s\n' "$*" >&2; exit 1; }
 
-# Mounts in a namespace of its own, which ends with the script.
-if [ "$(id -u)" = 0 ] && [ -z "${CNSE_KILL_UNSHARED-}" ]; then
-    CNSE_KILL_UNSHARED=1 exec unshare --mount "scripts/kill-schedule.sh" "$@"
+# Mounts in a namespace of its own, which ends with the script: also /dev/shm, where ranks that were killed leave theirs.
+if [ "$(id -u)" = 0 ]; then
+    [ -n "${CNSE_KILL_UNSHARED-}" ] || CNSE_KILL_UNSHARED=1 exec unshare --mount "scripts/kill-schedule.sh" "$@"
+    mount -t tmpfs tmpfs /dev/shm
 fi
 
 mpi='' seed=1 times=10 rows=400 whats=()
@@ -205,7 +206,12 @@ for what in "${whats[@]}"; do
             process) kill -9 "$job" 2>/dev/null || true ;;
             mpirun) kill -9 "$job" 2>/dev/null || true ;;
             rank)
-                mapfile -t pids < <(ranks)
+                # A launcher can take seconds until there is a rank.
+                for _ in $(seq 100); do
+                    mapfile -t pids < <(ranks)
+                    if [ ${#pids[@]} != 0 ] || ! kill -0 "$job" 2>/dev/null; then break; fi
+                    sleep 0.05
+                done
                 [ ${#pids[@]} = 0 ] || kill -9 "${pids[$((whom % ${#pids[@]}))]}" 2>/dev/null || true
                 [ ${#pids[@]} != 0 ] || note=', no rank was there'
                 ;;

@@ -102,7 +102,7 @@ slurmctld -D >"$work/slurmctld.log" 2>&1 &
 daemons+=" $!"
 for node in node1 node2; do
     # shellcheck disable=SC2016
-    unshare --mount --uts sh -c 'mount --bind "$1/pmix-$2" "$1/pmix" && hostname "$2" && exec slurmd -D -N "$2"' \
+    unshare --mount --uts sh -c 'mount --bind "$1/pmix-$2" "$1/pmix" && mount -t tmpfs tmpfs /dev/shm && hostname "$2" && exec slurmd -D -N "$2"' \
         - "$work" "$node" >"$work/$node.log" 2>&1 &
     daemons+=" $!"
 done

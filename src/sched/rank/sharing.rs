@@ -16,7 +16,7 @@ pub struct Hungry {
 }
 
 /// More ranks than these share out work by halves: with few the one that has it can serve all.
-const GUIDED_RANKS_MAX: usize = 64;
+const GUIDED_RANKS_MAX: usize = 16;
 /// Ranks that are fed in one go.
 const FED_MAX: usize = 16;
 

@@ -107,7 +107,7 @@ const TICK: Duration = Duration::from_secs(1);
 /// A fabric without a waker is polled after this long at first; it doubles from there.
 const POLL_MIN: Duration = Duration::from_micros(20);
 /// And up to this while tasks run.
-const POLL_BUSY_MAX: Duration = Duration::from_millis(2);
+const POLL_BUSY_MAX: Duration = Duration::from_millis(3);
 /// And up to this while none does: work that appears elsewhere begins within 5 ms.
 const POLL_IDLE_MAX: Duration = Duration::from_millis(3);
 /// When a message could not be sent, the next try.

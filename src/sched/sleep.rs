@@ -19,9 +19,9 @@ use crate::net::{Reactor, Readiness, Token};
 
 const TIMER: Token = Token::single(1);
 /// A wake-up is not taken to be later than this.
-const LATE_MAX: Duration = Duration::from_micros(200);
+const LATE_MAX: Duration = Duration::from_micros(100);
 /// The rest of a sleep that is spent awake.
-const SPIN_MAX: Duration = Duration::from_micros(60);
+const SPIN_MAX: Duration = Duration::from_micros(30);
 
 /// Sleeps as long as a workload says.
 #[derive(Debug)]

@@ -95,11 +95,6 @@ impl Journal {
         Appender { sender: self.sender.clone(), shared: Arc::clone(&self.shared) }
     }
 
-    /// Whether it was not closed yet.
-    pub fn is_open(&self) -> bool {
-        self.thread.is_some()
-    }
-
     /// The part.
     pub fn path(&self) -> &Path {
         &self.path

@@ -45,7 +45,9 @@ pub struct Setup {
     pub reader: (u32, u32),
     /// It writes into the folder that rank 0 merges.
     pub shares_folder: bool,
-    /// At rank 0: the ranks that write into folders of their own.
+    /// It brings what is in its folder to rank 0; of the ranks that share one, the first does.
+    pub ships: bool,
+    /// At rank 0: the ranks that do so.
     pub apart: Vec<Rank>,
     /// The input's bytes.
     pub input_bytes: Option<u64>,
@@ -88,6 +90,8 @@ struct Offer {
 #[derive(Clone, Debug, Serialize, Deserialize)]
 struct View {
     shares_folder: bool,
+    /// Where its folder is, on its machine.
+    place: String,
     reads: bool,
     servers: Vec<Seen>,
 }
@@ -106,6 +110,7 @@ struct Seen {
 #[derive(Debug, Serialize, Deserialize)]
 struct Allotment {
     permits: Vec<u32>,
+    ships: bool,
     reader: (u32, u32),
     views: Vec<View>,
     error: Option<String>,
@@ -133,14 +138,13 @@ pub fn settle<F: Fabric>(
         None => None,
         Some(views) => {
             let views = views.iter().map(|view| decode(view)).collect::<Result<Vec<View>, _>>()?;
-            let ranks = (0..).map(Rank).zip(&views);
-            apart = ranks.filter(|(_, view)| !view.shares_folder).map(|(rank, _)| rank).collect();
             let topology = fabric.topology().clone();
+            apart = ships(&topology, &views);
             let all = allot(config, &topology, &views);
             Some(all.iter().map(encode).collect())
         }
     };
-    let Allotment { permits, reader, views, error } = decode(&fabric.scatter(allotments)?)?;
+    let Allotment { permits, ships, reader, views, error } = decode(&fabric.scatter(allotments)?)?;
     if let Some(error) = error {
         return Err(Fault::Everywhere(error));
     }
@@ -151,7 +155,18 @@ pub fn settle<F: Fabric>(
     let input_bytes = offer.input_bytes;
     let topology = Topology::clone(fabric.topology());
     let views = Views { views, topology, inflight: config.inflight };
-    Ok(Setup { servers, permits, reads, reader, shares_folder, apart, input_bytes, views })
+    let shares = shares_folder;
+    Ok(Setup {
+        servers,
+        permits,
+        reads,
+        reader,
+        shares_folder: shares,
+        ships,
+        apart,
+        input_bytes,
+        views,
+    })
 }
 
 fn nonce_path(folder: &Path) -> PathBuf {
@@ -218,7 +233,23 @@ fn look(config: &SetupConfig<'_>, offer: &Offer) -> (View, Vec<Server>) {
         // A pipe is copied into the folder.
         _ => shares_folder,
     };
-    (View { shares_folder, reads, servers: seen }, servers)
+    let place = config.folder.and_then(|folder| std::path::absolute(folder).ok());
+    let place = place.map(|place| place.to_string_lossy().into_owned()).unwrap_or_default();
+    (View { shares_folder, place, reads, servers: seen }, servers)
+}
+
+/// The first rank of each folder that rank 0 does not share.
+fn ships(topology: &Topology, views: &[View]) -> Vec<Rank> {
+    let mut places = Vec::new();
+    let mut first = Vec::new();
+    for (rank, view) in (0..).map(Rank).zip(views).filter(|(_, view)| !view.shares_folder) {
+        let place = (topology.node(rank), &view.place);
+        if !places.contains(&place) {
+            places.push(place);
+            first.push(rank);
+        }
+    }
+    first
 }
 
 /// What each rank is told.
@@ -233,10 +264,12 @@ fn allot(config: &SetupConfig<'_>, topology: &Topology, views: &[View]) -> Vec<A
     let reasons = views[0].servers.iter().map(|seen| seen.error.as_str()).collect::<Vec<_>>();
     let error = none_up.then(|| format!("no server is up: {}", reasons.join("; ")));
     let permits = permits(config.specs.len(), config.inflight, topology, views);
+    let apart = ships(topology, views);
     let allotments = permits.into_iter().enumerate().map(|(rank, permits)| {
         let place = readers.iter().position(|&reader| reader == rank).unwrap_or(0);
         let reader = (place as u32, readers.len() as u32);
-        Allotment { permits, reader, views: views.to_vec(), error: error.clone() }
+        let ships = apart.contains(&Rank(rank as u32));
+        Allotment { permits, ships, reader, views: views.to_vec(), error: error.clone() }
     });
     allotments.collect()
 }
@@ -341,12 +374,26 @@ mod tests {
         let config = SetupConfig { specs: &specs, inflight, folder: None, input: None };
         let view = |servers: &Vec<Seen>| View {
             shares_folder: true,
+            place: String::new(),
             reads: true,
             servers: servers.clone(),
         };
         let views: Vec<View> = servers.iter().map(view).collect();
         let all = allot(&config, &Topology::new(nodes), &views);
         all.into_iter().map(|allotment| allotment.permits).collect()
+    }
+
+    fn apart(place: &str) -> View {
+        let (place, servers) = (place.to_owned(), Vec::new());
+        View { shares_folder: false, place, reads: false, servers }
+    }
+
+    #[test]
+    fn one_rank_of_each_folder_ships() {
+        let shared = View { shares_folder: true, ..apart("/a") };
+        let views = [shared.clone(), apart("/a"), apart("/a"), apart("/b"), apart("/a"), shared];
+        let ranks = ships(&Topology::new(&[0, 1, 1, 1, 2, 0]), &views);
+        assert_eq!(ranks, [Rank(1), Rank(3), Rank(4)]);
     }
 
     #[test]
@@ -369,11 +416,7 @@ mod tests {
         // When a rank dies the others use its places.
         let views = Views {
             views: [true, true, true]
-                .map(|reads| View {
-                    shares_folder: true,
-                    reads,
-                    servers: vec![seen(true, true, 4)],
-                })
+                .map(|_| View { servers: vec![seen(true, true, 4)], ..apart("") })
                 .to_vec(),
             topology: Topology::new(&[0, 0, 0]),
             inflight: None,

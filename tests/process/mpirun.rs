@@ -118,6 +118,37 @@ fn a_killed_rank_or_mpirun_loses_nothing() {
     assert_eq!(results(&output).len(), 120);
 }
 
+#[test]
+fn ranks_that_share_no_folder_are_given_rows_and_bring_their_parts() {
+    let Ok(binary) = std::env::var("CNSE_TEST_MPI") else {
+        drop(mpirun("1", &[]));
+        return;
+    };
+    let (here, there) = (Folder::new(), Folder::new());
+    let server = Server::start(&["--sim-slots", "6", "--sim-ttft", "20ms", "--sim-itl", "3ms"]);
+    let (input, url) = (here.rows(120), server.url());
+    // The same relative paths in two folders are what two machines without a common one would see.
+    let start = || {
+        let args = ["--input", "rows.jsonl", "--output", "out.jsonl", "--server", &url, "--json"];
+        let mut command = mpirun_of(&binary, "1", &args);
+        command.args([":", "-np", "2", "--wdir", &there.path(""), &binary, "schedule"]);
+        command.args(args).current_dir(here.path("")).stdout(Stdio::piped()).stderr(Stdio::piped());
+        command.spawn().unwrap()
+    };
+    assert!(Path::new(&input).exists());
+    let child = start();
+    let parts = there.path("out.jsonl.parts");
+    wait_until("results are recorded there", || (recorded_in(&parts) >= 20).then_some(()));
+    kill(Pid::from_raw(rank_of(&parts, 2)), Signal::SIGKILL).unwrap();
+    assert!(!child.wait_with_output().unwrap().status.success());
+    let done = start().wait_with_output().unwrap();
+    assert!(done.status.success(), "{}", text(&done.stderr));
+    let report: Value = serde_json::from_slice(&done.stdout).unwrap();
+    assert!(report["skipped"].as_u64().unwrap() >= 20, "{report}");
+    assert_eq!(results(&here.path("out.jsonl")).len(), 120);
+    assert_eq!(recorded_in(&parts), 0);
+}
+
 /// The process of a rank, from the name of its part.
 fn rank_of(parts: &str, rank: u32) -> i32 {
     let tail = format!("-r{rank}.jsonl");

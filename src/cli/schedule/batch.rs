@@ -80,10 +80,10 @@ pub struct Held {
     pub dealt: u64,
     /// Its end was told.
     pub ended: bool,
-    /// At rank 0: the ranks whose parts are in folders of their own.
+    /// At rank 0: the ranks that bring parts from other folders.
     pub apart: Vec<Rank>,
-    /// This rank's part is in the folder that rank 0 merges.
-    pub shares_folder: bool,
+    /// This rank does so.
+    pub ships: bool,
     /// Which rank it is.
     pub rank: Rank,
     /// The servers as all ranks see them.
@@ -298,14 +298,17 @@ impl Job for BatchJob {
             input,
         };
         let setup = settle(fabric, &config)?;
+        held.apart = setup.apart.clone();
+        held.ships = setup.ships;
+        held.views = setup.views.clone();
+        // What an earlier run left elsewhere is wanted here before anybody asks what is done, and
+        // before anybody writes there again.
+        self.gather_parts(fabric, &held)?;
+        let all = (rank == Rank(0)).then(|| vec![Vec::new(); size as usize]);
+        fabric.scatter(all)?;
         if let (Some(files), None) = (&self.files, &held.journal) {
             held.journal = Some(journal(&files.folder, rank, wake)?);
         }
-        held.apart = setup.apart.clone();
-        held.shares_folder = setup.shares_folder;
-        held.views = setup.views.clone();
-        // What an earlier run left elsewhere is wanted here before anybody asks what is done.
-        self.gather_parts(fabric, &held)?;
         let (spans, whole) = self.spans(&setup, rank, size);
         if setup.permits.iter().all(|&permits| permits == 0) {
             log::info!("rank {rank} has no place at any server, and only reads and gives");
@@ -365,9 +368,8 @@ impl Job for BatchJob {
         held: &Held,
     ) -> Result<(), String> {
         let Some(Files { folder, .. }) = &self.files else { return Ok(()) };
-        if !held.shares_folder && fabric.rank() != Rank(0) {
-            let open = held.journal.as_ref().filter(|journal| journal.is_open());
-            return ship::send(fabric, folder, open.map(Journal::path));
+        if held.ships {
+            return ship::send(fabric, folder);
         }
         ship::receive(fabric, folder, &held.apart)
     }

@@ -15,7 +15,7 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::executor::ExecutorFactory;
+use super::executor::{End, ExecutorFactory};
 use super::fabric::{Arrival, Fabric, Full};
 use super::message::{Message, Reader};
 use super::progress::RankStatus;
@@ -176,6 +176,8 @@ struct Driver<'d, F, S> {
     early: Option<Arrival>,
     tally: Tally,
     since_told: Tally,
+    /// Tasks that ended well, those that failed, and tokens, for who watches: tallies come later.
+    ended: (u64, u64, u64),
     first: Option<Instant>,
     last: Instant,
     dead: Vec<Rank>,
@@ -234,6 +236,7 @@ impl<'d, F: Fabric, S: Source> Driver<'d, F, S> {
             early: None,
             tally: Tally::default(),
             since_told: Tally::default(),
+            ended: (0, 0, 0),
             first: None,
             last: now,
             dead: Vec::new(),
@@ -324,6 +327,11 @@ impl<'d, F: Fabric, S: Source> Driver<'d, F, S> {
     fn completions(&mut self) -> bool {
         for _ in 0..COMPLETIONS_PER_TURN {
             let Some(completion) = self.shared.completion() else { return false };
+            if let End::Done { ok, tokens, .. } = completion.end {
+                self.ended.0 += u64::from(ok);
+                self.ended.1 += u64::from(!ok);
+                self.ended.2 += u64::from(tokens);
+            }
             self.last = self.now;
             self.core.completed(completion);
         }
@@ -448,11 +456,14 @@ impl<'d, F: Fabric, S: Source> Driver<'d, F, S> {
     }
 
     fn status(&self) -> RankStatus {
+        let (done, failed, tokens) = self.ended;
+        // What has ended a moment ago may still be in hand.
         let running = self.core.in_hand().saturating_sub(self.shared.unbegun());
+        let running = running.min(self.shared.slots());
         RankStatus {
-            done: self.tally.ok,
-            failed: self.tally.failed,
-            tokens: self.tally.completion_tokens,
+            done,
+            failed,
+            tokens,
             running: u32::try_from(running).unwrap_or(u32::MAX),
             slots: u32::try_from(self.shared.slots()).unwrap_or(u32::MAX),
             queued: self.core.waiting(),

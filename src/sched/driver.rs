@@ -109,7 +109,7 @@ const POLL_MIN: Duration = Duration::from_micros(20);
 /// And up to this while tasks run.
 const POLL_BUSY_MAX: Duration = Duration::from_millis(3);
 /// And up to this while none does: work that appears elsewhere begins within 5 ms.
-const POLL_IDLE_MAX: Duration = Duration::from_millis(3);
+const POLL_IDLE_MAX: Duration = Duration::from_millis(4);
 /// When a message could not be sent, the next try.
 const FULL_WAIT: Duration = Duration::from_micros(100);
 /// Tasks that end in one turn, so that messages are answered in between.

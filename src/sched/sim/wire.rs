@@ -38,7 +38,7 @@ impl Default for Latency {
             near_us: 10.0,
             far_us: 50.0,
             look_us: 3_000.0,
-            idle_look_us: 3_000.0,
+            idle_look_us: 4_000.0,
             start_us: 60.0,
         }
     }

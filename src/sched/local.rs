@@ -1,7 +1,8 @@
 //! Threads of one process as ranks: a bounded ring for each ordered pair, and a waker each.
 
 use std::io;
-use std::sync::Arc;
+use std::os::fd::BorrowedFd;
+use std::sync::{Arc, OnceLock};
 
 use crossbeam::queue::ArrayQueue;
 
@@ -25,8 +26,8 @@ pub struct LocalFabric {
 #[derive(Debug)]
 struct Shared {
     topology: Arc<Topology>,
-    /// By sender, then by receiver.
-    rings: Vec<Vec<ArrayQueue<Message>>>,
+    /// By sender, then by receiver; made when first used, since most pairs never speak.
+    rings: Vec<Vec<OnceLock<ArrayQueue<Message>>>>,
     wakers: Vec<Waker>,
 }
 
@@ -36,8 +37,7 @@ struct Shared {
 /// The process has no descriptor left.
 pub fn local(topology: Topology) -> io::Result<Vec<LocalFabric>> {
     let size = topology.size();
-    let ring = |_| ArrayQueue::new(RING_LEN);
-    let rings = (0..size).map(|_| (0..size).map(ring).collect()).collect();
+    let rings = (0..size).map(|_| (0..size).map(|_| OnceLock::new()).collect()).collect();
     let wakers = (0..size).map(|_| Waker::open()).collect::<io::Result<Vec<_>>>()?;
     let shared = Arc::new(Shared { topology: Arc::new(topology), rings, wakers });
     let end = |rank| LocalFabric { rank: Rank(rank), shared: shared.clone(), turn: 0 };
@@ -55,7 +55,7 @@ impl Fabric for LocalFabric {
 
     fn send(&mut self, to: Rank, message: Message) -> Result<(), Full> {
         let ring = &self.shared.rings[self.rank.0 as usize][to.0 as usize];
-        ring.push(message).map_err(Full)?;
+        ring.get_or_init(|| ArrayQueue::new(RING_LEN)).push(message).map_err(Full)?;
         self.shared.wakers[to.0 as usize].wake();
         Ok(())
     }
@@ -65,7 +65,8 @@ impl Fabric for LocalFabric {
         for _ in 0..size {
             let from = self.turn;
             self.turn = (self.turn + 1) % size;
-            if let Some(message) = self.shared.rings[from][self.rank.0 as usize].pop() {
+            let ring = self.shared.rings[from][self.rank.0 as usize].get();
+            if let Some(message) = ring.and_then(ArrayQueue::pop) {
                 return Some(Arrival::Message(Rank(from as u32), message));
             }
         }
@@ -74,6 +75,16 @@ impl Fabric for LocalFabric {
 
     fn waker(&self) -> Option<&Waker> {
         Some(&self.shared.wakers[self.rank.0 as usize])
+    }
+
+    fn bell(&self) -> Option<BorrowedFd<'_>> {
+        None
+    }
+
+    fn hear(&mut self) {}
+
+    fn is_rung(&self) -> bool {
+        false
     }
 }
 

@@ -5,7 +5,16 @@
 //! program, so the form carries no version.
 
 use super::queue::Gift;
-use super::tasks::{Size, Span, Task};
+use super::tasks::{Rank, Size, Span, Task};
+
+/// Which rank has the most that waits, as far as the sender knows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct More {
+    /// It; maybe the sender itself.
+    pub rank: Rank,
+    /// About how many tasks wait there.
+    pub count: u64,
+}
 
 /// A message between two ranks.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -32,6 +41,8 @@ pub enum Message {
         answer: bool,
         /// The work.
         gift: Gift,
+        /// Where more is to be had.
+        more: Option<More>,
     },
     /// The mass that is done in the sender's part of the tree.
     Done {
@@ -79,9 +90,14 @@ impl Message {
                 out.extend(free.to_le_bytes());
                 out.push(u8::from(*bodies));
             }
-            Message::Give { answer, gift } => {
+            Message::Give { answer, gift, more } => {
                 out.push(3);
                 out.push(u8::from(*answer));
+                out.push(u8::from(more.is_some()));
+                if let Some(More { rank, count }) = more {
+                    out.extend(rank.0.to_le_bytes());
+                    out.extend(count.to_le_bytes());
+                }
                 encode_spans(out, &gift.spans);
                 out.extend(count(gift.tasks.len()));
                 gift.tasks.iter().for_each(|task| encode_task(out, task));
@@ -122,9 +138,13 @@ impl Message {
             2 => Message::Hunger { free: reader.u32()?, bodies: reader.bool()? },
             3 => {
                 let answer = reader.bool()?;
+                let more = match reader.bool()? {
+                    true => Some(More { rank: Rank(reader.u32()?), count: reader.u64()? }),
+                    false => None,
+                };
                 let spans = reader.spans()?;
                 let tasks = (0..reader.u32()?).map(|_| reader.task()).collect::<Option<_>>()?;
-                Message::Give { answer, gift: Gift { tasks, spans } }
+                Message::Give { answer, gift: Gift { tasks, spans }, more }
             }
             4 => Message::Done { epoch: reader.u32()?, mass: reader.u64()? },
             5 => Message::Stop,
@@ -251,7 +271,12 @@ mod tests {
         let messages = [
             Message::Ask { free: 3, queued_us: 1 << 33, bodies: true },
             Message::Hunger { free: 1, bodies: false },
-            Message::Give { answer: true, gift: gift.clone() },
+            Message::Give { answer: true, gift: gift.clone(), more: None },
+            Message::Give {
+                answer: false,
+                gift: Gift::default(),
+                more: Some(More { rank: Rank(4), count: 1 << 35 }),
+            },
             Message::Done { epoch: 2, mass: u64::MAX },
             Message::Stop,
             Message::Halt { now: true, reason: "disk full".to_owned() },

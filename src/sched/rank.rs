@@ -100,7 +100,10 @@ pub struct Core<S> {
     source: S,
     alive: Vec<Rank>,
     queue: Queue,
+    /// 0 until it is known.
     slots: usize,
+    /// It is: who can run nothing gives all away.
+    knows_slots: bool,
     in_hand: usize,
     /// By where they begin; only where somebody may ask for them.
     hands: BTreeMap<u64, u32>,
@@ -142,6 +145,7 @@ impl<S: Source> Core<S> {
             source,
             alive,
             slots: 0,
+            knows_slots: false,
             in_hand: 0,
             hands: BTreeMap::new(),
             ledger: Ledger::default(),
@@ -174,7 +178,7 @@ impl<S: Source> Core<S> {
 
     /// How many tasks can run here at once.
     pub fn set_slots(&mut self, slots: usize) {
-        self.slots = slots;
+        (self.slots, self.knows_slots) = (slots, true);
     }
 
     /// The next task to run; its row is in it, if it has one.
@@ -242,7 +246,8 @@ impl<S: Source> Core<S> {
         match message {
             Message::Ask { free, queued_us, bodies } => {
                 let gift = self.gift(free, queued_us, bodies)?;
-                self.outbox.push_back((from, Message::Give { answer: true, gift }));
+                let more = self.more();
+                self.outbox.push_back((from, Message::Give { answer: true, gift, more }));
             }
             Message::Hunger { free: 0, .. } => self.hungry.retain(|hungry| hungry.rank != from),
             Message::Hunger { free, bodies } => {
@@ -250,9 +255,12 @@ impl<S: Source> Core<S> {
                     self.hungry.push_back(Hungry { rank: from, free, bodies });
                 }
             }
-            Message::Give { answer, gift } => {
+            Message::Give { answer, gift, more } => {
                 if answer {
-                    self.thief.answered(from, gift.is_empty());
+                    self.thief.answered(from);
+                }
+                if self.is_led() {
+                    self.thief.heard(from, more);
                 }
                 self.take_in(from, answer, gift);
             }

@@ -13,6 +13,7 @@
 use std::time::Duration;
 
 use super::fabric::Topology;
+use super::message::More;
 use super::tasks::Rank;
 use crate::clock::Instant;
 use crate::prng::Prng;
@@ -67,13 +68,13 @@ pub struct Thief {
     backoff: Duration,
     /// With whom word stands.
     word: Vec<Rank>,
-    /// Who is thought to have work.
-    hint: Option<Rank>,
+    /// Who is thought to have the most.
+    hint: Option<More>,
 }
 
 impl Thief {
     /// For one rank; `hint` is thought to have work.
-    pub fn new(me: Rank, seed: u64, hint: Option<Rank>) -> Thief {
+    pub fn new(me: Rank, seed: u64, hint: Option<More>) -> Thief {
         Thief {
             me,
             prng: Prng::new(seed ^ u64::from(me.0) << 20),
@@ -116,10 +117,12 @@ impl Thief {
         } else if self.backoff > RARE {
             (near_tries, far_tries) = (0, 0);
         }
-        let hint = self.hint.filter(|hint| is_alive(hint));
+        let hint = self.hint.map(|more| more.rank).filter(|rank| is_alive(rank));
         let is_near = hint.is_some_and(|hint| topology.node(hint) == topology.node(self.me));
-        if let Some(hint) = hint.filter(|_| is_near || self.tries >= near_tries) {
+        let is_due = self.tries < near_tries + far_tries && (is_near || self.tries >= near_tries);
+        if let Some(hint) = hint.filter(|_| is_due) {
             self.hint = None;
+            self.tries += 1;
             self.asked = Some((hint, now));
             return Step::Ask(hint);
         }
@@ -161,20 +164,28 @@ impl Thief {
     }
 
     /// A rank has answered, with nothing or with work.
-    pub fn answered(&mut self, from: Rank, empty: bool) {
+    pub fn answered(&mut self, from: Rank) {
         if self.asked.is_some_and(|(rank, _)| rank == from) {
             self.asked = None;
         }
-        if empty {
-            self.hint = self.hint.filter(|hint| *hint != from);
-        }
+    }
+
+    /// A rank told who has the most: believed if it speaks of more than this one knows of, or if
+    /// the one that was thought to have the most speaks itself.
+    pub fn heard(&mut self, from: Rank, more: Option<More>) {
+        self.hint = self.hint.filter(|hint| hint.rank != from);
+        let known = self.hint.map_or(0, |hint| hint.count);
+        self.hint = more.filter(|more| more.rank != self.me && more.count > known).or(self.hint);
+    }
+
+    /// Who is thought to have the most, and is asked first.
+    pub fn hint(&self) -> Option<More> {
+        self.hint
     }
 
     /// Work has come; with `by_word` because word was left with `from`. Those with whom word still
     /// stands come back: they are to forget it, since a rank that has work is to get no more.
-    /// `keeps`: who gave has kept more of it, and is asked first the next time.
-    pub fn fed(&mut self, from: Rank, by_word: bool, keeps: bool) -> Vec<Rank> {
-        self.hint = keeps.then_some(from);
+    pub fn fed(&mut self, from: Rank, by_word: bool) -> Vec<Rank> {
         self.tries = 0;
         self.backoff = BACKOFF;
         self.rest_until = Instant::default();
@@ -186,7 +197,8 @@ impl Thief {
     /// Ranks died: nobody is asked any more.
     pub fn forget(&mut self) {
         self.asked = None;
-        self.fed(self.me, false, false);
+        self.hint = None;
+        self.fed(self.me, false);
     }
 
     /// When it wants to be asked again; `FAR` while it waits for nothing.
@@ -226,7 +238,7 @@ mod tests {
             let Step::Ask(rank) = thief.step(now, Need::Now, &topology, &alive) else { panic!() };
             assert!(expected.contains(&rank.0), "{rank}");
             assert_eq!(thief.step(now, Need::Now, &topology, &alive), Step::Rest);
-            thief.answered(rank, true);
+            thief.answered(rank);
         }
         let word = Step::LeaveWord(vec![Rank(1), Rank(2), Rank(3)]);
         assert_eq!(thief.step(now, Need::Now, &topology, &alive), word);
@@ -247,7 +259,7 @@ mod tests {
             panic!()
         };
         assert_eq!(thief.step(Instant(2), Need::Level, &topology, &alive), Step::Rest);
-        thief.answered(rank, true);
+        thief.answered(rank);
         assert!(rank != Rank(1) && thief.word.is_empty() && thief.rest_until == Instant(0));
     }
 

@@ -18,6 +18,8 @@ use super::tasks::Task;
 use crate::clock::MonotonicClock;
 use crate::net::{Reactor, Token, Waker};
 
+/// A worker has not told yet how many tasks it can run.
+const UNKNOWN: usize = usize::MAX;
 const WAKER: Token = Token::single(WORKER_KIND);
 
 /// What workers are to do.
@@ -69,7 +71,7 @@ impl Shared {
             Ok(Post {
                 waker: Waker::open()?,
                 hungry: AtomicBool::new(false),
-                slots: AtomicUsize::new(0),
+                slots: AtomicUsize::new(UNKNOWN),
                 wants_tally: AtomicBool::new(false),
                 cpu_us: AtomicU64::new(0),
             })
@@ -124,9 +126,10 @@ impl Shared {
         self.completions.pop()
     }
 
-    /// Tasks that all workers can run at once.
-    pub fn slots(&self) -> usize {
-        self.posts.iter().map(|post| post.slots.load(Ordering::Relaxed)).sum()
+    /// Tasks that all workers can run at once; None until all have told.
+    pub fn slots(&self) -> Option<usize> {
+        let told = self.posts.iter().map(|post| post.slots.load(Ordering::Relaxed));
+        told.map(|slots| Some(slots).filter(|&slots| slots != UNKNOWN)).sum()
     }
 
     /// Tells all workers what to do.

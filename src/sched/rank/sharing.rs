@@ -1,6 +1,6 @@
 //! What a rank gives of its work, to whom, and what it takes in.
 
-use super::super::message::Message;
+use super::super::message::{Message, More};
 use super::super::queue::Gift;
 use super::super::tasks::{Rank, Source};
 use super::{Core, RankConfig};
@@ -21,9 +21,9 @@ const GUIDED_RANKS_MAX: usize = 16;
 const FED_MAX: usize = 16;
 
 /// Where work is to be had at first, if ranks are few: with the first, which has the input.
-pub fn hint(config: &RankConfig, alive: &[Rank]) -> Option<Rank> {
+pub fn hint(config: &RankConfig, alive: &[Rank]) -> Option<More> {
     let root = alive.first().copied().filter(|_| alive.len() <= GUIDED_RANKS_MAX);
-    root.filter(|root| *root != config.rank)
+    root.filter(|root| *root != config.rank).map(|rank| More { rank, count: 1 })
 }
 
 impl<S: Source> Core<S> {
@@ -32,7 +32,7 @@ impl<S: Source> Core<S> {
         if self.over.is_some() || self.queue.is_empty() {
             return Ok(Gift::default());
         }
-        let mut gift = if self.slots == 0 {
+        let mut gift = if self.can_run_nothing() {
             self.queue.give_all(bodies)
         } else {
             // A rank whose slots are all at work gets nothing unless clearly more waits here than
@@ -45,8 +45,10 @@ impl<S: Source> Core<S> {
             }
             let half = (count as f64 * (ahead as f64 / mine.max(1) as f64) / 2.0).ceil() as u64;
             match self.portion(free) {
+                // One at a time would take as many steals as tasks.
                 Some(portion) if free == 0 => {
-                    self.queue.front(portion.min(half), self.free(), bodies)
+                    let portion = portion.max(self.slots as u64 / 2).min(half);
+                    self.queue.front(portion, self.free(), bodies)
                 }
                 Some(portion) => self.queue.front(portion, self.free(), bodies),
                 None => {
@@ -71,6 +73,23 @@ impl<S: Source> Core<S> {
         Some(part.max(u64::from(free).min(count.div_ceil(2))).max(1))
     }
 
+    fn can_run_nothing(&self) -> bool {
+        self.slots == 0 && self.knows_slots
+    }
+
+    /// Whether ranks tell one another who has the most. Where the longest goes first all do better
+    /// to ask at random, since each is to have its share of what is long.
+    pub(super) fn is_led(&self) -> bool {
+        !self.is_ordered() && self.alive.len() <= GUIDED_RANKS_MAX
+    }
+
+    /// Who has the most, as far as is known here.
+    pub(super) fn more(&self) -> Option<More> {
+        let own = More { rank: self.config.rank, count: self.queue.count() };
+        let best = self.thief.hint().into_iter().chain([own]).max_by_key(|more| more.count);
+        best.filter(|more| more.count > 0 && self.is_led())
+    }
+
     /// Whether tasks are put in an order of their own.
     pub(super) fn is_ordered(&self) -> bool {
         self.config.longest_first && !self.source.is_uniform()
@@ -81,7 +100,7 @@ impl<S: Source> Core<S> {
         while let Some(&Hungry { free, bodies, .. }) = self.hungry.front()
             && self.queue.count() > self.free() as u64
         {
-            let gifts = if self.slots == 0 {
+            let gifts = if self.can_run_nothing() {
                 vec![self.queue.give_all(bodies)]
             } else if let Some(portion) = self.portion(free) {
                 vec![self.queue.front(portion, self.free(), bodies)]
@@ -95,7 +114,8 @@ impl<S: Source> Core<S> {
                 any = true;
                 self.wrap(&mut gift, bodies)?;
                 let Some(Hungry { rank, .. }) = self.hungry.pop_front() else { break };
-                self.outbox.push_back((rank, Message::Give { answer: false, gift }));
+                let more = self.more();
+                self.outbox.push_back((rank, Message::Give { answer: false, gift, more }));
             }
             if !any {
                 break;
@@ -126,8 +146,7 @@ impl<S: Source> Core<S> {
             task.cost_us = self.source.cost_us(task);
         }
         let bodies = !self.config.reads;
-        let keeps = !self.is_ordered() && self.alive.len() <= GUIDED_RANKS_MAX;
-        for rank in self.thief.fed(from, !answer, keeps) {
+        for rank in self.thief.fed(from, !answer) {
             self.outbox.push_back((rank, Message::Hunger { free: 0, bodies }));
         }
         self.queue.add(gift);

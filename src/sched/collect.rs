@@ -4,6 +4,7 @@
 //! `Staged` keeps what came early, and brings it once the rank's own work begins.
 
 use std::collections::VecDeque;
+use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -162,6 +163,18 @@ impl<F: Fabric> Fabric for Staged<'_, F> {
 
     fn waker(&self) -> Option<&Waker> {
         self.fabric.waker()
+    }
+
+    fn bell(&self) -> Option<BorrowedFd<'_>> {
+        self.fabric.bell()
+    }
+
+    fn hear(&mut self) {
+        self.fabric.hear();
+    }
+
+    fn is_rung(&self) -> bool {
+        self.fabric.is_rung()
     }
 
     fn close(&mut self) -> bool {

@@ -5,6 +5,7 @@
 //! is told with the same word and after which nothing that was sent before it arrives any more.
 //! `local`, `mpi` and `sim` pass one suite of tests (`conforms`).
 
+use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 
 use super::message::Message;
@@ -52,6 +53,16 @@ pub trait Fabric {
     fn waker(&self) -> Option<&Waker> {
         None
     }
+
+    /// What becomes readable when something may have arrived, although it must be polled to know.
+    fn bell(&self) -> Option<BorrowedFd<'_>>;
+
+    /// The bell was heard, or is about to be looked at; whatever comes from here on rings again.
+    fn hear(&mut self);
+
+    /// Whether whatever comes next rings: every rank can, and nothing is on its way that moves only
+    /// while this rank polls.
+    fn is_rung(&self) -> bool;
 
     /// Ends it: all that was sent is delivered, or its receiver is dead. To be called by every
     /// rank, once, and polled until true.

@@ -24,6 +24,7 @@
 use std::collections::VecDeque;
 use std::ffi::c_int;
 use std::marker::PhantomData;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -33,9 +34,11 @@ use super::fabric::{Arrival, Fabric, Full, Topology};
 use super::launcher::Launched;
 use super::message::Message;
 use super::tasks::Rank;
+use bell::Bell;
 use calls::{Fault, Transfer};
 use ulfm::Ulfm;
 
+mod bell;
 #[allow(unsafe_code)]
 mod calls;
 #[allow(unsafe_code)]
@@ -46,6 +49,9 @@ const WINDOW_MESSAGES: usize = 64;
 /// Bytes under way to one rank: two of the largest messages, so that one is sent while the next is
 /// made. A message that is larger goes alone.
 const WINDOW_BYTES: usize = 4 << 20;
+/// A message up to this size arrives without another word of its sender: the least that the
+/// libraries send eagerly within a node.
+const EAGER_BYTES: usize = 2 << 10;
 /// Messages that are being received.
 const INCOMING_MESSAGES: usize = 64;
 /// Bytes that are being received.
@@ -76,6 +82,8 @@ pub struct MpiFabric {
     /// Of communicators that were given up.
     buried: Vec<Transfer>,
     ulfm: Option<Ulfm>,
+    /// None: every rank is polled for.
+    bell: Option<Bell>,
     fault: Option<Fault>,
     word: Option<Arrival>,
     /// What arrived during `close`.
@@ -144,6 +152,15 @@ impl MpiFabric {
         calls::errors_return(comm).map_err(plain)?;
         let keys = calls::gather(comm, size, &node_key()).map_err(plain)?;
         let topology = Topology::new(&keys);
+        let mut bell = Bell::open().ok();
+        let name = bell.as_ref().map_or("", Bell::name);
+        let names = calls::gather(comm, size, name).map_err(plain)?;
+        if let Some(bell) = &mut bell {
+            let near =
+                |(name, key): (_, &String)| if *key == keys[rank as usize] { name } else { "" };
+            let names: Vec<&str> = names.iter().map(String::as_str).zip(&keys).map(near).collect();
+            bell.set_peers(&names);
+        }
         let hook = std::panic::take_hook();
         std::panic::set_hook(Box::new(move |info| {
             hook(info);
@@ -163,6 +180,7 @@ impl MpiFabric {
             incoming: VecDeque::new(),
             incoming_bytes: 0,
             buried: Vec::new(),
+            bell,
             ulfm: Ulfm::find(|name| std::env::var(name).ok()),
             fault: None,
             word: None,
@@ -377,6 +395,8 @@ impl Fabric for MpiFabric {
         }
         let mut bytes = Vec::new();
         message.encode(&mut bytes);
+        // That word is taken back can be heard of later.
+        let is_urgent = !matches!(message, Message::Hunger { free: 0, .. });
         match calls::send(self.comm, place, bytes) {
             Ok(transfer) => {
                 if outgoing.transfers.is_empty() {
@@ -384,6 +404,9 @@ impl Fabric for MpiFabric {
                 }
                 outgoing.bytes += transfer.len();
                 outgoing.transfers.push_back(transfer);
+                if let Some(bell) = self.bell.as_ref().filter(|_| is_urgent) {
+                    bell.ring(to.0 as usize);
+                }
             }
             // Said by the next poll; after a death what was sent before is dropped anyway.
             Err(fault) => self.fault = Some(fault),
@@ -406,6 +429,28 @@ impl Fabric for MpiFabric {
 
     fn survives(&self) -> bool {
         self.ulfm.is_some()
+    }
+
+    fn bell(&self) -> Option<BorrowedFd<'_>> {
+        self.bell.as_ref().map(Bell::as_fd)
+    }
+
+    fn hear(&mut self) {
+        if let Some(bell) = &self.bell {
+            bell.hear();
+        }
+    }
+
+    fn is_rung(&self) -> bool {
+        let Some(bell) = &self.bell else { return false };
+        let is_large = |to: &Rank| {
+            let transfers = &self.outgoing[to.0 as usize].transfers;
+            transfers.iter().any(|transfer| transfer.len() > EAGER_BYTES)
+        };
+        let mut others = self.members.iter().filter(|&&rank| rank != self.rank);
+        self.incoming.is_empty()
+            && !self.busy.iter().any(is_large)
+            && others.all(|rank| bell.reaches(rank.0 as usize))
     }
 
     /// What arrives meanwhile can be polled before the next call, and is dropped otherwise. After a

@@ -4,6 +4,7 @@ use std::cell::RefCell;
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap, VecDeque};
 use std::hash::{BuildHasherDefault, Hasher};
+use std::os::fd::BorrowedFd;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -173,6 +174,16 @@ impl Fabric for SimFabric {
         }
         let message = Message::decode(&message).expect("what was encoded here is decoded here");
         Some(Arrival::Message(from, message))
+    }
+
+    fn bell(&self) -> Option<BorrowedFd<'_>> {
+        None
+    }
+
+    fn hear(&mut self) {}
+
+    fn is_rung(&self) -> bool {
+        false
     }
 }
 

@@ -62,6 +62,21 @@ pub const PARTS_MAX: usize = (1 << 17) - 2;
 /// Length of one file of results: 44 bits tell places in it.
 pub const PART_BYTES_MAX: u64 = 1 << 44;
 
+// --- Models ---
+
+/// Bytes of a part unless told otherwise: damage costs a second or so of a slow network, and 100 GB
+/// have 1526 parts, a record of 100 KB.
+pub const PART_BYTES: u64 = 64 << 20;
+/// A smaller part would cost more in requests than in bytes.
+pub const PART_BYTES_LEAST: u64 = 64 << 10;
+/// A larger part would not fit into the memory of a modest machine, several times.
+pub const PART_BYTES_MOST: u64 = 1 << 30;
+/// A manifest or a record: 100 GB in the smallest parts would have twice as much.
+pub const STORE_JSON_BYTES_MAX: usize = 64 << 20;
+/// A model's name or tag: a file system's 255 less what is put around it.
+pub const STORE_NAME_BYTES_MAX: usize = 200;
+
+const _: () = assert!(PART_BYTES_LEAST <= PART_BYTES && PART_BYTES <= PART_BYTES_MOST);
 const _: () = assert!(STREAM_BUFFER_BYTES_LOW < STREAM_BUFFER_BYTES_MAX);
 const _: () = assert!(CLIENT_PAYLOAD_BYTES_MIN <= CLIENT_PAYLOAD_BYTES_MAX);
 const _: () = assert!(PING_BYTES_MAX < CLIENT_PAYLOAD_BYTES_MIN);

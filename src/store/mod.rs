@@ -1,0 +1,27 @@
+//! Models, named by what they are: content-addressed blobs, manifests and tags.
+//!
+//! A blob is named by the SHA-256 of all its bytes, and has a record with the digests of its parts,
+//! so that damage is found and mended part by part. A manifest tells which blobs make up a model. A
+//! tag (`name:tag`) is the only thing that ever changes: it names a manifest. What refers to
+//! something is written after it, and removed before it.
+//!
+//! Remotes hold all that for several machines; the cache holds blobs of one machine. All files are
+//! reached through `files`, so that tests can fail or stop at every single call.
+
+mod claim;
+pub mod digest;
+pub mod error;
+pub mod files;
+pub mod layout;
+mod map;
+pub mod name;
+pub mod record;
+pub mod remote;
+
+pub use digest::{Digest, Hasher};
+pub use error::Error;
+
+#[cfg(test)]
+mod tests;
+#[cfg(test)]
+use tests::test_folder;

@@ -75,6 +75,16 @@ pub const PART_BYTES_MOST: u64 = 1 << 30;
 pub const STORE_JSON_BYTES_MAX: usize = 64 << 20;
 /// A model's name or tag: a file system's 255 less what is put around it.
 pub const STORE_NAME_BYTES_MAX: usize = 200;
+/// Connections to one filer or volume server that are kept for the next request: one for each worker
+/// and some for what goes beside.
+pub const FILER_CONNECTIONS_MAX: usize = 16;
+/// Bytes of a chunk, SeaweedFS's unit of storage, where the store makes them itself. It has to be
+/// below a volume server's limit (256 MiB by default), which holds a chunk in memory several times.
+pub const FILER_CHUNK_BYTES: usize = 16 << 20;
+/// Entries of one page of a filer's listing: each comes with all its chunks.
+pub const FILER_PAGE_ENTRIES: usize = 200;
+/// A page: for each of its entries there is room for the chunks of 400 GB.
+pub const FILER_LISTING_BYTES_MAX: usize = 1 << 30;
 
 const _: () = assert!(PART_BYTES_LEAST <= PART_BYTES && PART_BYTES <= PART_BYTES_MOST);
 const _: () = assert!(STREAM_BUFFER_BYTES_LOW < STREAM_BUFFER_BYTES_MAX);
@@ -92,3 +102,9 @@ pub const LINGER_TIMEOUT: Duration = Duration::from_secs(2);
 pub const JOURNAL_SYNC_INTERVAL: Duration = Duration::from_millis(200);
 /// llama-server closes an idle connection after 5.0 s.
 pub const UPSTREAM_IDLE_MAX: Duration = Duration::from_secs(4);
+/// A filer that answered before is asked again for so long: it has time to restart.
+pub const FILER_PATIENCE: Duration = Duration::from_secs(60);
+/// And one that never did: it is more likely the wrong address.
+pub const FILER_FIRST_PATIENCE: Duration = Duration::from_secs(2);
+/// A connection to a filer on which no byte moves for so long is given up.
+pub const FILER_STALL_MAX: Duration = Duration::from_secs(30);

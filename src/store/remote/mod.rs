@@ -9,6 +9,7 @@
 //! buffer, and everything that it reads. So it never needs to trust a remote.
 
 pub mod directory;
+pub mod filer;
 
 use std::path::PathBuf;
 use std::time::Duration;

@@ -8,3 +8,5 @@ mod llama;
 mod mpirun;
 mod schedule;
 mod serve;
+mod store_filer;
+mod weed;

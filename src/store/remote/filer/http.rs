@@ -28,6 +28,8 @@ pub struct Http {
     server_time: Mutex<Option<(Instant, Duration)>>,
     has_answered: AtomicBool,
     draws: AtomicU64,
+    /// How long a filer that answered before is asked again.
+    pub(super) patience: Duration,
 }
 
 /// Why one attempt failed.
@@ -63,7 +65,8 @@ const REASON_BYTES_MAX: u64 = 2 << 10;
 /// From here on a body is announced, so that it is not sent to somebody who refuses it.
 const EXPECT_BYTES_MIN: usize = 1 << 20;
 /// First and longest wait between attempts; see `Retry`.
-const WAITS: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
+const WAITS: (Duration, Duration) =
+    (Duration::from_millis(if cfg!(test) { 1 } else { 100 }), Duration::from_secs(5));
 
 impl Fault {
     /// That ends the matter.
@@ -206,6 +209,7 @@ impl Http {
             server_time: Mutex::new(None),
             has_answered: AtomicBool::new(false),
             draws: AtomicU64::new(u64::from(std::process::id())),
+            patience: FILER_PATIENCE,
         })
     }
 
@@ -289,7 +293,7 @@ impl Http {
             };
             // Whoever has never answered is more likely a wrong address than a server that restarts.
             let has_answered = self.has_answered.load(Ordering::Relaxed);
-            let patience = if has_answered { FILER_PATIENCE } else { FILER_FIRST_PATIENCE };
+            let patience = if has_answered { self.patience } else { FILER_FIRST_PATIENCE };
             if !fault.is_retryable || retry.since.elapsed() >= patience {
                 return Err(Error::Remote {
                     at: self.address.origin(),

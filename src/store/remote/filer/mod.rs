@@ -208,3 +208,8 @@ impl<'f> Filer<'f> {
         self.http.now().saturating_sub(modified)
     }
 }
+
+#[cfg(test)]
+mod fake;
+#[cfg(test)]
+mod tests;

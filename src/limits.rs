@@ -73,6 +73,16 @@ pub const PART_BYTES_LEAST: u64 = 64 << 10;
 pub const PART_BYTES_MOST: u64 = 1 << 30;
 /// A manifest or a record: 100 GB in the smallest parts would have twice as much.
 pub const STORE_JSON_BYTES_MAX: usize = 64 << 20;
+/// Left free on the cache's disk: other programs have files too.
+pub const CACHE_FREE_BYTES: u64 = 256 << 20;
+/// A cached blob whose path was told stays at least so long: its reader has to be started.
+pub const CACHE_GRACE: Duration = Duration::from_secs(60);
+/// Files of one model: a thousand shards and what belongs to them.
+pub const MODEL_FILES_MAX: usize = 1024;
+/// A GGUF's header: tokenizers of 250,000 words take some 10 MB.
+pub const GGUF_HEADER_BYTES_MAX: u64 = 256 << 20;
+/// Tensors or pairs of a GGUF: the largest models have some thousands.
+pub const GGUF_COUNT_MAX: u64 = 1_000_000;
 /// A model's name or tag: a file system's 255 less what is put around it.
 pub const STORE_NAME_BYTES_MAX: usize = 200;
 /// Connections to one filer or volume server that are kept for the next request: one for each worker

@@ -1,12 +1,12 @@
-//! Who works on a transfer: one process at a time, and the next one once it has died. No locks, since
-//! some network file systems only pretend to have them.
+//! Who works on a transfer: one process at a time, and the next one once it has died. No locks,
+//! since some network file systems only pretend to have them.
 //!
 //! A transfer is a file `<key>.<owner>` in a folder; the owner's name tells its process. To claim a
 //! key, a process makes such a file under its own name, or renames that of a dead owner to it (of
 //! several who try one succeeds), and then lists the folder: if there is another living owner, it
 //! steps back. Of two who both go on, the one who listed last would have seen the other: so at most
-//! one goes on. Where a listing is stale, as over NFS, two may; each has a file of its own then, and
-//! the worst is work done twice.
+//! one goes on. Where a listing is stale, as over NFS, two may; each has a file of its own then,
+//! and the worst is work done twice.
 
 use std::io;
 use std::path::{Path, PathBuf};

@@ -8,13 +8,20 @@
 //! Remotes hold all that for several machines; the cache holds blobs of one machine. All files are
 //! reached through `files`, so that tests can fail or stop at every single call.
 
+pub mod cache;
 mod claim;
 pub mod digest;
 pub mod error;
+pub mod fetch;
 pub mod files;
+pub mod gguf;
+pub mod hash;
 pub mod layout;
+pub mod manifest;
 mod map;
 pub mod name;
+pub mod output;
+pub mod put;
 pub mod record;
 pub mod remote;
 

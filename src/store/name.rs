@@ -52,7 +52,8 @@ impl fmt::Display for Tag {
     }
 }
 
-/// Whether a text can stand as one segment of a path and of a URL, on every remote: letters, digits,
+/// Whether a text can stand as one segment of a path and of a URL, on every remote: letters,
+/// digits,
 /// `.`, `_` and `-`, with no dot in front.
 ///
 /// # Errors

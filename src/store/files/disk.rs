@@ -123,7 +123,8 @@ impl Files for Disk {
         static COUNT: AtomicU64 = AtomicU64::new(0);
         let count = COUNT.fetch_add(1, Ordering::Relaxed);
         let pid = std::process::id();
-        // A process without a start time is in a system without /proc: no other one is known to run.
+        // A process without a start time is in a system without /proc: no other one is known to
+        // run.
         let start = process(pid).map_or(0, |(_, start)| start);
         format!("{:016x}-{pid}-{start}-{count}", place())
     }

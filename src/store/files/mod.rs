@@ -1,7 +1,8 @@
-//! Files as the store uses them: few calls, each of which a test can let fail, or the last one ever.
+//! Files as the store uses them: few calls, each of which a test can let fail, or the last one
+//! ever.
 //!
-//! What makes something durable is spelled out: `File::sync` for bytes, `Files::sync_dir` for names.
-//! Nothing else survives a loss of power.
+//! What makes something durable is spelled out: `File::sync` for bytes, `Files::sync_dir` for
+//! names. Nothing else survives a loss of power.
 
 mod disk;
 mod publish;
@@ -114,7 +115,8 @@ pub trait Files: Send + Sync {
     /// The present time, by the clock that stamps files.
     fn now(&self) -> SystemTime;
 
-    /// A name for what this process is doing, which nobody else has or had: letters, digits and `-`.
+    /// A name for what this process is doing, which nobody else has or had: letters, digits and
+    /// `-`.
     fn owner(&self) -> String;
 
     /// Whether the process that had this name from `owner` still runs. None: it is on another

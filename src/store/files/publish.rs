@@ -42,8 +42,8 @@ fn sync_parent(files: &dyn Files, path: &Path) -> Result<(), Error> {
     files.sync_dir(folder).map_err(|error| Error::io("make durable", folder, error))
 }
 
-/// Writes a small file durably, in place of what may be there: into `tmp` on the same disk, which is
-/// made if need be, synced, renamed, and the folder synced.
+/// Writes a small file durably, in place of what may be there: into `tmp` on the same disk, which
+/// is made if need be, synced, renamed, and the folder synced.
 ///
 /// # Errors
 /// Some of it failed; the old file is still there.

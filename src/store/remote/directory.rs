@@ -1,8 +1,8 @@
 //! A folder as a remote: the default, and what an NFS mount is.
 //!
 //! Blobs are single files, so that other programs can open them. An upload is one file in `tmp`
-//! under a claim (`claim.rs`); what it holds after a crash is known by reading it, not by a journal,
-//! which could be ahead of the data.
+//! under a claim (`claim.rs`); what it holds after a crash is known by reading it, not by a
+//! journal, which could be ahead of the data.
 
 use std::collections::BTreeMap;
 use std::io;

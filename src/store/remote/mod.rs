@@ -5,8 +5,8 @@
 //! `is_retryable` tells whether the same command may go through later. Errors name the remote (as
 //! `describe` does) and the thing.
 //!
-//! A remote does not check digests of what it is given: the store hashes what it sends from the same
-//! buffer, and everything that it reads. So it never needs to trust a remote.
+//! A remote does not check digests of what it is given: the store hashes what it sends from the
+//! same buffer, and everything that it reads. So it never needs to trust a remote.
 
 pub mod directory;
 pub mod filer;
@@ -161,9 +161,9 @@ pub struct BlobStat {
 /// What is about to be sent.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Upload {
-    /// Names the source and all that makes its parts what they are: a digest of the file's identity,
-    /// size, times and the part size. The blob's own name is not known yet: it is sent while it is
-    /// hashed.
+    /// Names the source and all that makes its parts what they are: a digest of the file's
+    /// identity, size, times and the part size. The blob's own name is not known yet: it is sent
+    /// while it is hashed.
     pub key: Digest,
     /// Bytes in all.
     pub size: u64,

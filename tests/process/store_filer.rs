@@ -1,5 +1,7 @@
 //! The store on a real SeaweedFS.
 
+use std::sync::atomic::{AtomicU32, Ordering};
+
 use cnse::prng::Prng;
 use cnse::store::Digest;
 use cnse::store::files::Disk;
@@ -7,6 +9,7 @@ use cnse::store::record::{Layout, Record};
 use cnse::store::remote::filer::{Filer, Settings};
 use cnse::store::remote::{Remote, Upload};
 
+use crate::common::wait_until;
 use crate::weed::Weed;
 
 const PART: u64 = 1 << 20;
@@ -167,6 +170,77 @@ fn a_part_is_mended_in_place() {
         }
         assert!(get(&filer, &digest).unwrap().1 == bytes, "{way}");
         assert_eq!(filer.stat(&digest).unwrap().unwrap(), stat);
+    }
+}
+
+#[test]
+fn a_server_that_dies_in_mid_transfer_and_comes_back_costs_nothing() {
+    let Some(mut weed) = Weed::start(&[], &[]) else { return };
+    let url = weed.url.clone();
+    let bytes = random(3, 24 * PART as usize + 99);
+    let digest = Digest::of(&bytes);
+    put(&filer(&format!("{url}/there"), &[]), &bytes, 0);
+    let parts_done = AtomicU32::new(0);
+    std::thread::scope(|scope| {
+        for (way, _) in WAYS {
+            let (url, bytes, parts_done) = (&url, &bytes, &parts_done);
+            scope.spawn(move || {
+                let filer = filer(&format!("{url}/{way}"), &[("CNSE_FILER_UPLOAD", way)]);
+                let sink = filer.begin(&upload(bytes, 1)).unwrap();
+                for (index, digest, part) in parts(bytes) {
+                    sink.put(index, &digest, part).unwrap();
+                    parts_done.fetch_add(1, Ordering::SeqCst);
+                }
+                sink.complete(&Digest::of(bytes), record(bytes)).unwrap();
+            });
+        }
+        scope.spawn(|| {
+            let filer = filer(&format!("{url}/there"), &[]);
+            let stat = filer.stat(&digest).unwrap().unwrap();
+            let mut read = vec![0; PART as usize];
+            // Until the server has gone and come back.
+            while parts_done.load(Ordering::SeqCst) < 3 * 25 {
+                filer.read(&digest, &stat, 5 * PART, &mut read).unwrap();
+                assert!(read == bytes[5 * PART as usize..][..PART as usize]);
+            }
+        });
+        wait_until("some parts are there", || {
+            (parts_done.load(Ordering::SeqCst) >= 10).then_some(())
+        });
+        weed.kill();
+        weed.restart();
+    });
+    for (way, _) in WAYS {
+        let filer = filer(&format!("{url}/{way}"), &[]);
+        assert!(get(&filer, &digest).unwrap().1 == bytes, "{way}");
+        assert_eq!(filer.leftovers().unwrap(), []);
+    }
+    // What was acknowledged is there after another kill, too.
+    weed.kill();
+    weed.restart();
+    assert!(get(&filer(&format!("{url}/there"), &[]), &digest).unwrap().1 == bytes);
+}
+
+#[test]
+fn keys_and_tokens() {
+    let keys =
+        [("WEED_JWT_FILER_SIGNING_KEY", "write-key"), ("WEED_JWT_FILER_SIGNING_READ_KEY", "see")];
+    let Some(weed) = Weed::start(&[], &keys) else { return };
+    let bytes = random(3, 2 * PART as usize);
+    let digest = Digest::of(&bytes);
+    let (write, read) = (("CNSE_FILER_KEY", "write-key"), ("CNSE_FILER_READ_KEY", "see"));
+    for (way, _) in WAYS {
+        let url = format!("{}/keys/{way}", weed.url);
+        let way = ("CNSE_FILER_UPLOAD", way);
+        let error = filer(&url, &[way, write]).stat(&digest).unwrap_err();
+        assert!(error.to_string().contains("status 401") && !error.is_retryable(), "{error}");
+        // Refused before a byte of the file is sent.
+        let error = filer(&url, &[way, read]).begin(&upload(&bytes, 1)).err().unwrap();
+        assert!(error.to_string().contains("CNSE_FILER_KEY"), "{error}");
+        put(&filer(&url, &[way, write, read]), &bytes, 1);
+        assert!(get(&filer(&url, &[read]), &digest).unwrap().1 == bytes);
+        let error = filer(&url, &[("CNSE_FILER_TOKEN", "abc")]).stat(&digest).unwrap_err();
+        assert!(error.to_string().contains("wrong jwt"), "{error}");
     }
 }
 

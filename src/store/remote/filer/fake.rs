@@ -215,6 +215,12 @@ impl State {
                 plain(204)
             }
             _ if asked.path == "/healthz" => plain(200),
+            _ if asked.query == "metadata=true" => {
+                let is_there =
+                    files.keys().any(|name| *name == path || inside(name, &path).is_some());
+                let body = format!("{{\"FullPath\":\"{path}\"}}").into_bytes();
+                if is_there { Answer { body, ..plain(200) } } else { plain(404) }
+            }
             _ if asked.path.ends_with('/') => listing(&files, asked, &path),
             _ => read(&files, asked, &path),
         }

@@ -157,18 +157,20 @@ impl Http {
     /// # Errors
     /// The filer does not answer.
     pub fn entry(&self, path: &str) -> Result<Option<Entry>, Error> {
-        self.retry(&format!("looking at {}", short(path)), |_| {
-            let mut answer = self.send(&Request::new("GET", self.url(path, "metadata=true")))?;
-            match answer.status {
-                404 => Ok(None),
-                200 => {
-                    let row: Row = serde_json::from_slice(&answer.bytes(FILER_LISTING_BYTES_MAX)?)
-                        .map_err(|error| Fault::last(format!("the entry is none: {error}")))?;
-                    Ok(Some(row.entry()))
-                }
-                _ => Err(answer.fault()),
+        self.retry(&format!("looking at {}", short(path)), |_| self.entry_once(path))
+    }
+
+    fn entry_once(&self, path: &str) -> Result<Option<Entry>, Fault> {
+        let mut answer = self.send(&Request::new("GET", self.url(path, "metadata=true")))?;
+        match answer.status {
+            404 => Ok(None),
+            200 => {
+                let row: Row = serde_json::from_slice(&answer.bytes(FILER_LISTING_BYTES_MAX)?)
+                    .map_err(|error| Fault::last(format!("the entry is none: {error}")))?;
+                Ok(Some(row.entry()))
             }
-        })
+            _ => Err(answer.fault()),
+        }
     }
 
     /// A file's bytes. None: there is no file.
@@ -332,11 +334,12 @@ impl Http {
         self.retry(&format!("renaming {} to {}", short(from), short(to)), |_| {
             let answer = self.rename_once(from, to)?;
             match answer.status {
-                // "No entry": it has gone by another name, or was never there.
+                // Whatever fails in the filer's table; if it is that there is no such entry, it has
+                // gone by another name, or was never there.
                 400 => match (self.size_once(from)?, self.size_once(to)?) {
                     (None, Some(found)) if found == size => Ok(true),
                     (None, _) => Ok(false),
-                    _ => Err(answer.fault()),
+                    (Some(_), _) => Err(Fault { is_retryable: true, ..answer.fault() }),
                 },
                 _ if answer.is_fine() => Ok(true),
                 _ => Err(answer.fault()),
@@ -344,7 +347,7 @@ impl Http {
         })
     }
 
-    /// Gives a folder another name. False: it has gone, perhaps by this very call.
+    /// Gives a folder another name, that of nothing. False: it has gone by another one.
     ///
     /// # Errors
     /// The filer does not answer, or refuses.
@@ -352,7 +355,10 @@ impl Http {
         self.retry(&format!("renaming {}", short(from)), |_: &mut Retry| {
             let answer = self.rename_once(from, to)?;
             match answer.status {
-                400 | 404 => Ok(false),
+                400 if self.entry_once(from)?.is_some() => {
+                    Err(Fault { is_retryable: true, ..answer.fault() })
+                }
+                400 => Ok(self.entry_once(to)?.is_some()),
                 _ if answer.is_fine() => Ok(true),
                 _ => Err(answer.fault()),
             }

@@ -1,6 +1,7 @@
 //! An upload, from its first part to the blob that it becomes.
 //!
 //! ```text
+//!   tmp/<key>.<owner>/owner                  the owner: whoever may not write learns it at once
 //!   tmp/<key>.<owner>/parts/00042.<digest>   a part; by TUS, a note of where it is
 //!   tmp/<key>.<owner>/index                  all parts' digests and the blob's: all were sent
 //!   tmp/<key>.<owner>/whole                  the blob, as one file
@@ -92,6 +93,7 @@ impl<'a> Sink<'a> {
             put: Mutex::new(HashMap::new()),
             is_ended: AtomicBool::new(false),
         };
+        filer.http.write(&sink.at("owner"), "", "text/plain", owner.as_bytes())?;
         if is_resumed {
             sink.index = sink.read_index()?;
             sink.held = sink.find_held()?;

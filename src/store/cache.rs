@@ -7,6 +7,8 @@
 //!          pins/<64 digits>               never to be removed
 //!          partial/<64 digits>.<owner>    being fetched (`claim.rs`); its length is reserved
 //!          views/<64 digits>/<name>       links by which a model's files have their names
+//!          manifests/<64 digits>.json     manifests that tags have named, for --offline
+//!          tags/<remote>/<name>/<tag>     what they named; <remote> is a digest of its address
 //!          tmp/                           drafts
 //! ```
 //!
@@ -22,7 +24,9 @@ use super::claim;
 use super::digest::Digest;
 use super::error::Error;
 use super::files::{self, Files, Meta, create_dirs, write_whole};
+use super::layout;
 use super::manifest::Manifest;
+use super::name::Tag;
 use super::record::Record;
 use crate::limits::{CACHE_FREE_BYTES, CACHE_GRACE, STORE_JSON_BYTES_MAX};
 
@@ -409,6 +413,39 @@ impl<'f> Cache<'f> {
             Err(error) => log::warn!("nothing of {path:?} is kept: {error}"),
         }
         self.evict(digest)
+    }
+
+    /// Remembers what a tag named, for a time without the remote. It may be lost.
+    pub fn remember(&self, at: &str, tag: &Tag, id: &Digest, bytes: &[u8]) {
+        if self.recall_tag(at, tag) == Some(*id) && self.recall_manifest(id).is_some() {
+            return;
+        }
+        let manifest = self.root.join(layout::manifest(id));
+        let target = layout::tag_text(id);
+        let written = write_whole(self.files, &self.tmp(), &manifest, bytes).and_then(|()| {
+            let tag = self.tag_path(at, tag);
+            write_whole(self.files, &self.tmp(), &tag, target.as_bytes())
+        });
+        if let Err(error) = written {
+            log::debug!("{tag} is not remembered: {error}");
+        }
+    }
+
+    fn tag_path(&self, at: &str, tag: &Tag) -> PathBuf {
+        let remote = Digest::of(at.as_bytes()).short();
+        self.root.join(layout::TAGS).join(remote).join(tag.name()).join(tag.tag())
+    }
+
+    /// What a remote's tag named, when it was last asked.
+    pub fn recall_tag(&self, at: &str, tag: &Tag) -> Option<Digest> {
+        let path = self.tag_path(at, tag);
+        layout::tag_target(&files::read_whole(self.files, &path, INDEX_BYTES_MAX).ok()?)
+    }
+
+    /// A manifest that was asked for once.
+    pub fn recall_manifest(&self, id: &Digest) -> Option<Vec<u8>> {
+        let path = self.root.join(layout::manifest(id));
+        files::read_whole(self.files, &path, STORE_JSON_BYTES_MAX).ok()
     }
 
     /// A folder in which a model's files have their names: what opens the first shard of a model

@@ -16,7 +16,6 @@ use super::digest::{Digest, Hasher};
 use super::error::Error;
 use super::files::create_dirs;
 use super::hash::{Bytes, Counters, hash_file, lock};
-use super::put::stopped;
 use super::record::{Layout, Record, part_count, part_range};
 use super::remote::{BlobStat, Remote};
 use crate::limits::PART_BYTES;
@@ -71,9 +70,6 @@ pub fn fetch(
             let path = download(cache, remote, claim, wanted, counters)?;
             cache.note_use(&wanted.digest, wanted.name);
             return Ok(Fetched { path, was_cached: false });
-        }
-        if counters.stop.load(Ordering::Relaxed) {
-            return Err(stopped());
         }
         if !has_waited {
             log::info!("another process fetches {}; waiting for it", wanted.digest.short());
@@ -234,9 +230,7 @@ impl Job<'_> {
             for _ in 0..threads.clamp(1, count.max(1)) {
                 scope.spawn(|| {
                     if let Err(error) = self.fetch_parts() {
-                        self.failed.store(true, Ordering::Relaxed);
-                        lock(&self.state).error.get_or_insert(error);
-                        self.changed.notify_all();
+                        self.fail(error);
                     }
                 });
             }
@@ -246,12 +240,17 @@ impl Job<'_> {
         if let Some(error) = state.error.take() {
             return Err(error);
         }
-        let parts = state.parts.drain(..).flatten().collect();
-        whole.map(|whole| (whole, parts))
+        Ok((whole, state.parts.drain(..).flatten().collect()))
     }
 
-    /// Hashes the whole, behind the first part that is missing.
-    fn hash_whole(&self, count: usize) -> Result<Digest, Error> {
+    fn fail(&self, error: Error) {
+        self.failed.store(true, Ordering::Relaxed);
+        lock(&self.state).error.get_or_insert(error);
+        self.changed.notify_all();
+    }
+
+    /// Hashes the whole, behind the first part that is missing. After a failure it means nothing.
+    fn hash_whole(&self, count: usize) -> Digest {
         let mut hasher = Hasher::new();
         // What is done was counted when it came.
         let uncounted = Counters::default();
@@ -260,8 +259,7 @@ impl Job<'_> {
             let mut state = lock(&self.state);
             let part = loop {
                 if state.error.is_some() {
-                    // It is told by `run`.
-                    return Err(stopped());
+                    return Digest([0; 32]);
                 }
                 if let Some(part) = state.parts[index] {
                     break part;
@@ -271,16 +269,15 @@ impl Job<'_> {
             };
             drop(state);
             if count == 1 {
-                return Ok(part);
+                return part;
             }
             let (start, len) = part_range(self.stat.size, self.part_size, index as u32);
             if let Err(error) = bytes.hash(start, len as u64, &mut hasher, &uncounted) {
-                lock(&self.state).error.get_or_insert_with(|| error.clone());
-                self.failed.store(true, Ordering::Relaxed);
-                return Err(error);
+                self.fail(error);
+                return Digest([0; 32]);
             }
         }
-        Ok(hasher.finish())
+        hasher.finish()
     }
 
     fn fetch_parts(&self) -> Result<(), Error> {
@@ -297,9 +294,6 @@ impl Job<'_> {
             if self.failed.load(Ordering::Relaxed) {
                 return Ok(());
             }
-            if self.counters.stop.load(Ordering::Relaxed) {
-                return Err(stopped());
-            }
             let digest = self.part(index, &mut buffer)?;
             lock(&self.state).parts[index as usize] = Some(digest);
             self.changed.notify_all();
@@ -314,7 +308,6 @@ impl Job<'_> {
             && self.claim.is_resumed()
             && self.claim.file().has_data(start, len as u64)
         {
-            // Read, not mapped: the file may be shorter than it should be, and is written to.
             let uncounted = Counters::default();
             let bytes = Bytes::of(self.claim.file(), self.claim.path());
             if bytes.digest(start, len as u64, &uncounted).is_ok_and(|found| found == known) {

@@ -6,7 +6,7 @@
 
 use std::path::Path;
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use super::digest::{Digest, Hasher};
 use super::error::Error;
@@ -25,8 +25,6 @@ pub struct Counters {
     pub transferred: AtomicU64,
     /// Of those, bytes of an earlier try that were found good.
     pub reused: AtomicU64,
-    /// Set from outside to stop: what was done is kept.
-    pub stop: AtomicBool,
 }
 
 impl Counters {

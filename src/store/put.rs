@@ -254,10 +254,6 @@ impl Pipeline<'_> {
     fn claim(&self) -> Option<(u32, Vec<u8>)> {
         let mut state = lock(&self.state);
         loop {
-            if self.counters.stop.load(Ordering::Relaxed) {
-                state.error.get_or_insert_with(stopped);
-                self.changed.notify_all();
-            }
             if state.error.is_some() || state.next == self.count {
                 return None;
             }
@@ -320,15 +316,5 @@ impl Pipeline<'_> {
             drop(state);
             self.changed.notify_all();
         }
-    }
-}
-
-/// What a transfer ends with when it was told to stop.
-pub(super) fn stopped() -> Error {
-    Error::Remote {
-        at: "stopped".to_owned(),
-        action: "a signal came".to_owned(),
-        reason: "what was transferred is kept".to_owned(),
-        retryable: true,
     }
 }

@@ -156,7 +156,8 @@ start() {
         exec 9>&-
         exec setsid "$weed" server -filer -dir="$folder/data" -ip=127.0.0.1 -ip.bind=127.0.0.1 \
             -master.port="$base" -volume.port=$((base + 1)) -filer.port=$((base + 2)) \
-            -master.telemetry=false -master.volumeSizeLimitMB=1024 -volume.max=0 -volume.preStopSeconds=0 \
+            -master.telemetry=false -master.electionTimeout=500ms -master.heartbeatInterval=100ms \
+            -master.volumeSizeLimitMB=1024 -volume.max=0 -volume.preStopSeconds=0 \
             -filer.maxMB=32 -filer.tusMaxSizeMB=1048576 -filer.localSocket="$folder/filer.sock" "$@" \
             </dev/null >>"$folder/log" 2>&1
     ) &

@@ -21,6 +21,8 @@ use crate::sched::launcher::Launched;
 pub const FEATURES: &[&str] = &[
     #[cfg(feature = "mpi")]
     "mpi",
+    #[cfg(feature = "tls")]
+    "tls",
 ];
 
 /// Why a subcommand did not do what it was asked.

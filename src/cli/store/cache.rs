@@ -32,6 +32,7 @@ examples:
 pub const FLAGS: &[Flag] = &[
     Flag::operands("args", "ls|prune|pin|unpin REF…", "what to do, and with which"),
     common!(store),
+    common!(filer),
     Flag::switch("dry-run", "prune: tell what would be removed, and remove nothing"),
     common!(cache_size),
     common!(json),

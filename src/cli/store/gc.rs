@@ -26,6 +26,7 @@ examples:
 
 pub const FLAGS: &[Flag] = &[
     common!(store),
+    common!(filer),
     Flag::switch("dry-run", "tell what would be removed, and remove nothing"),
     Flag::new("grace", "TIME", "what is younger stays (24h)"),
     common!(json),

@@ -42,6 +42,7 @@ pub const FLAGS: &[Flag] = &[
     Flag::new("hash", "REF", "the same as REF"),
     Flag::new("manifest", "FILE", "the model that this manifest describes, instead of REF"),
     common!(store),
+    common!(filer),
     Flag::new("output", "PATH", "a file, or a folder: of several files a folder is made"),
     Flag::switch("link", "the output is a hard link to the cached file: read-only"),
     Flag::switch("path", "tell the path of the cached file alone; of several files, the first's"),

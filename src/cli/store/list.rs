@@ -26,6 +26,7 @@ examples:
 pub const FLAGS: &[Flag] = &[
     Flag::operands("names", "NAME", "models of this name, or NAME:TAG"),
     common!(store),
+    common!(filer),
     Flag::switch("quiet", "the names alone"),
     common!(json),
     common!(log),

@@ -24,6 +24,7 @@ use crate::store::model::{Resolved, resolve};
 use crate::store::name::Reference;
 use crate::store::remote::Remote;
 use crate::store::remote::directory::Directory;
+use crate::store::remote::filer::{self, Filer};
 use crate::store::{Digest, Error as StoreError};
 
 /// The files of this machine.
@@ -34,6 +35,10 @@ macro_rules! environment {
     () => {
         "\nenvironment:
   CNSE_STORE        the folder of models, unless --store says so (the XDG data folder's cnse/store)
+  CNSE_FILER        a SeaweedFS filer to have them on instead, unless --filer or --store says so;
+                    CNSE_FILER_TOKEN, or CNSE_FILER_KEY and CNSE_FILER_READ_KEY, are what it asks
+                    for, CNSE_FILER_CA a PEM file for https; CNSE_FILER_UPLOAD is how to send
+                    (auto, chunks, tus or parts)
   CNSE_CACHE        the folder of what was fetched (the XDG cache folder's cnse/models)
   CNSE_CACHE_SIZE   bytes that it may hold, unless --cache-size says so (what the disk has)
 "
@@ -45,6 +50,13 @@ pub(super) use environment;
 macro_rules! common {
     (store) => {
         $crate::cli::flags::Flag::new("store", "DIR", "the folder of models ($CNSE_STORE)")
+    };
+    (filer) => {
+        $crate::cli::flags::Flag::new(
+            "filer",
+            "URL",
+            "models on a SeaweedFS filer: http://host:8888, or with a folder ($CNSE_FILER)",
+        )
     };
     (json) => {
         $crate::cli::flags::Flag::switch("json", "the result as one JSON object on stdout")
@@ -84,6 +96,20 @@ fn folder(variable: &str, xdg: &str, home: &str, inside: &str) -> Result<PathBuf
 
 /// Where models are kept.
 fn remote(parsed: &Parsed) -> Result<Box<dyn Remote>, Error> {
+    let variable = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
+    let url = match (parsed.text("filer"), parsed.text("store")) {
+        (Some(_), Some(_)) => {
+            return Err(Error::Usage("--store or --filer: models are in one place".to_owned()));
+        }
+        (Some(url), None) => Some(url.to_owned()),
+        (None, Some(_)) => None,
+        (None, None) => variable("CNSE_FILER"),
+    };
+    if let Some(url) = url {
+        let settings = filer::Settings::from_environment(variable).map_err(Error::Usage)?;
+        let filer = Filer::new(&DISK, &url, settings).map_err(Error::Usage)?;
+        return Ok(Box::new(filer));
+    }
     let root = match parsed.text("store") {
         Some(path) => PathBuf::from(path),
         None => folder("CNSE_STORE", "XDG_DATA_HOME", ".local/share", "cnse/store")?,

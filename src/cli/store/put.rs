@@ -39,6 +39,7 @@ pub const FLAGS: &[Flag] = &[
     Flag::operands("files", "FILE", "the same as --file FILE"),
     Flag::list("file", "FILE", "a file of the model, - for a pipe; the first is the one to open"),
     common!(store),
+    common!(filer),
     Flag::new("name", "NAME", "the model's name (from the file's)"),
     Flag::new("tag", "TAG", "its tag, also as NAME:TAG (its quantization)"),
     Flag::new("licence", "TEXT", "its licence (what the header says)"),

@@ -22,6 +22,7 @@ examples:
 pub const FLAGS: &[Flag] = &[
     Flag::operands("names", "NAME:TAG", "the names"),
     common!(store),
+    common!(filer),
     common!(json),
     common!(log),
 ];

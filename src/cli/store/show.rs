@@ -28,6 +28,7 @@ pub const FLAGS: &[Flag] = &[
     Flag::operands("ref", "REF", "the model"),
     Flag::new("hash", "REF", "the same as REF"),
     common!(store),
+    common!(filer),
     Flag::switch("offline", "take what the cache remembers, and ask nobody"),
     Flag::switch("json", "the manifest in one JSON object on stdout"),
     common!(log),

@@ -23,6 +23,7 @@ examples:
 pub const FLAGS: &[Flag] = &[
     Flag::operands("names", "REF NAME:TAG", "the model, and its new name"),
     common!(store),
+    common!(filer),
     common!(json),
     common!(log),
 ];

@@ -40,6 +40,7 @@ pub const FLAGS: &[Flag] = &[
     Flag::operands("ref", "REF", "a model or blob"),
     Flag::new("hash", "REF", "the same as REF"),
     common!(store),
+    common!(filer),
     Flag::switch("full", "every part"),
     Flag::switch("whole", "every part, and then the blob's own SHA-256, on one core"),
     Flag::switch("cache", "what this machine has cached, instead of what is stored"),

@@ -9,4 +9,5 @@ mod mpirun;
 mod schedule;
 mod serve;
 mod store_filer;
+mod store_on_filer;
 mod weed;

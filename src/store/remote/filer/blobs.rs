@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::Filer;
-use super::tree::{BLOB_TYPE, Bytes};
+use super::tree::{BLOB_TYPE, Bytes, Read};
 use super::upload::{Sink, attempts, discard};
 use crate::limits::STORE_JSON_BYTES_MAX;
 use crate::store::digest::Digest;
@@ -36,10 +36,11 @@ impl Remote for Filer<'_> {
         assert!(offset + into.len() as u64 <= stat.size, "a range within the blob");
         let record = match (stat.layout, &stat.record) {
             (Layout::Parts, Some(record)) => record,
-            _ => {
+            (_, record) => {
                 let path = self.path(&layout::blob(digest));
-                let is_there = self.http.read_range(&path, offset, stat.size, into)?;
-                return if is_there { Ok(()) } else { Err(self.gone(digest)) };
+                let read = self.http.read_range(&path, offset, stat.size, into)?;
+                let part = |at| record.as_ref().map(|record| (at / record.part_size) as u32);
+                return self.judge(digest, read, part);
             }
         };
         let (mut offset, mut rest) = (offset, into);
@@ -50,9 +51,8 @@ impl Remote for Filer<'_> {
             let count = rest.len().min(len - within as usize);
             let (piece, left) = rest.split_at_mut(count);
             let path = self.path(&layout::part(digest, index));
-            if !self.http.read_range(&path, within, len as u64, piece)? {
-                return Err(self.gone(digest));
-            }
+            let read = self.http.read_range(&path, within, len as u64, piece)?;
+            self.judge(digest, read, |_| Some(index))?;
             (offset, rest) = (offset + count as u64, left);
         }
         Ok(())
@@ -224,6 +224,21 @@ impl Remote for Filer<'_> {
 }
 
 impl Filer<'_> {
+    fn judge(
+        &self,
+        digest: &Digest,
+        read: Read,
+        part: impl Fn(u64) -> Option<u32>,
+    ) -> Result<(), Error> {
+        match read {
+            Read::Whole => Ok(()),
+            Read::Missing => Err(self.gone(digest)),
+            Read::Unreadable(at) => {
+                Err(Error::Damaged { digest: *digest, part: part(at), at: self.describe() })
+            }
+        }
+    }
+
     /// Replaces the chunks of a part by new ones. False: the filer's gRPC does not answer, or the
     /// file's chunks do not end where its parts do.
     fn mend_chunks(&self, path: &str, size: u64, start: u64, bytes: &[u8]) -> Result<bool, Error> {

@@ -89,10 +89,6 @@ impl Fake {
         fault.is_some_and(|(from, _, _)| self.state.count.load(Ordering::SeqCst) > from)
     }
 
-    pub fn requests(&self) -> u32 {
-        self.state.count.load(Ordering::SeqCst)
-    }
-
     /// Uploads under way belong to a process that has died.
     pub fn leave(&self) {
         let mut files = self.state.files.lock().unwrap();
@@ -184,7 +180,12 @@ impl State {
         if fault == Some(Fault::WrongSize) && asked.method == "PUT" {
             answer.body = b"{\"size\":1}".to_vec();
         }
-        self.taken.lock().unwrap().1 += answer.body.len() as u64;
+        let sent = match (asked.method.as_str(), fault) {
+            ("HEAD", _) => 0,
+            (_, Some(Fault::Half)) => answer.body.len() / 2,
+            _ => answer.body.len(),
+        };
+        self.taken.lock().unwrap().1 += sent as u64;
         reply(stream, &answer, &asked.method, fault)
     }
 

@@ -1,7 +1,7 @@
 //! Files and folders of a filer, one operation at a time, each tried until it goes through. Paths
 //! begin at the filer's root.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde::Deserialize;
 
@@ -9,7 +9,7 @@ use super::address::encode;
 use super::clock;
 use super::http::{Answer, Fault, Http, Request, Retry};
 use super::proto::Chunk;
-use crate::limits::{FILER_LISTING_BYTES_MAX, FILER_PAGE_ENTRIES};
+use crate::limits::{FILER_LISTING_BYTES_MAX, FILER_PAGE_ENTRIES, FILER_UNREADABLE};
 use crate::store::error::Error;
 
 /// An entry of a folder.
@@ -26,6 +26,18 @@ pub struct Entry {
     /// Where its bytes are. None: in a way that only the filer understands (folded into lists of
     /// chunks, encrypted, compressed, or kept beside the name).
     pub chunks: Option<Vec<Chunk>>,
+}
+
+/// What became of a range.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Read {
+    /// All of it was read.
+    Whole,
+    /// There is no such file.
+    Missing,
+    /// The filer is well and knows the file, and cannot give the byte at this offset: a volume
+    /// server has found by its checksum that the chunk is damaged, or has lost it.
+    Unreadable(u64),
 }
 
 /// What to do with a file's bytes as its name goes.
@@ -225,8 +237,8 @@ impl Http {
         })
     }
 
-    /// Fills `into` from a file of `whole` bytes, from `offset` on. False: there is no such file.
-    /// What has come is not asked for again.
+    /// Fills `into` from a file of `whole` bytes, from `offset` on. What has come is not asked for
+    /// again.
     ///
     /// # Errors
     /// The filer does not answer, or the file has another size.
@@ -236,38 +248,69 @@ impl Http {
         offset: u64,
         whole: u64,
         into: &mut [u8],
-    ) -> Result<bool, Error> {
+    ) -> Result<Read, Error> {
         if into.is_empty() {
-            return Ok(true);
+            return Ok(Read::Whole);
         }
         let mut filled = 0;
+        // Since when it stands still, although the filer is well.
+        let mut stuck: Option<Instant> = None;
         self.retry(&format!("reading {}", short(path)), |retry| {
-            let (from, rest) = (offset + filled as u64, &mut into[filled..]);
-            let last = from + rest.len() as u64 - 1;
-            let request = Request::new("GET", self.url(path, ""))
-                .header("Range", format!("bytes={from}-{last}"));
-            let mut answer = self.send(&request)?;
-            match answer.status {
-                404 => return Ok(false),
-                206 => {}
-                200 => return Err(Fault::last("it does not know ranges")),
-                416 => return Err(Fault::last(format!("the file has not {whole} bytes"))),
-                _ => return Err(answer.fault()),
-            }
-            match content_range(&answer) {
-                Some((start, end, size)) if (start, end) == (from, last) && size == whole => {}
-                Some((_, _, size)) if size != whole => {
-                    return Err(Fault::last(format!("the file has {size} bytes, not {whole}")));
-                }
-                _ => return Err(Fault::last("it answers with another range")),
-            }
-            let (count, ended) = answer.fill(rest);
+            let (count, ended) =
+                self.read_once(path, offset + filled as u64, whole, &mut into[filled..]);
             filled += count;
             if count > 0 {
                 retry.progress();
+                stuck = None;
             }
-            ended.map(|()| true)
+            let fault = match ended {
+                Ok(read) => return Ok(read),
+                Err(fault) => fault,
+            };
+            // A broken answer is all that the filer says of a chunk that it cannot read.
+            if fault.is_retryable && fault.status == 0 {
+                let is_well = matches!(self.size_once(path), Ok(Some(size)) if size == whole);
+                let since = *stuck.get_or_insert_with(Instant::now);
+                if !is_well {
+                    stuck = None;
+                } else if since.elapsed() >= FILER_UNREADABLE {
+                    return Ok(Read::Unreadable(offset + filled as u64));
+                }
+            }
+            Err(fault)
         })
+    }
+
+    /// One attempt: how many bytes came, and how it ended.
+    fn read_once(
+        &self,
+        path: &str,
+        from: u64,
+        whole: u64,
+        into: &mut [u8],
+    ) -> (usize, Result<Read, Fault>) {
+        let last = from + into.len() as u64 - 1;
+        let request =
+            Request::new("GET", self.url(path, "")).header("Range", format!("bytes={from}-{last}"));
+        let mut answer = match self.send(&request) {
+            Ok(answer) => answer,
+            Err(fault) => return (0, Err(fault)),
+        };
+        let fault = match (answer.status, content_range(&answer)) {
+            (404, _) => return (0, Ok(Read::Missing)),
+            (206, Some((start, end, size))) if size == whole && (start, end) == (from, last) => {
+                let (count, ended) = answer.fill(into);
+                return (count, ended.map(|()| Read::Whole));
+            }
+            (206, Some((_, _, size))) if size != whole => {
+                Fault::last(format!("the file has {size} bytes, not {whole}"))
+            }
+            (206, _) => Fault::last("it answers with another range"),
+            (200, _) => Fault::last("it does not know ranges"),
+            (416, _) => Fault::last(format!("the file has not {whole} bytes")),
+            _ => answer.fault(),
+        };
+        (0, Err(fault))
     }
 
     /// Writes a file that appears whole or not at all, in place of what is there; `query` as the

@@ -6,7 +6,7 @@
 //! times for a PUT, one of them over the whole file on one core; that bounds both, and the store
 //! needs none of it, since it has SHA-256 of every part.
 
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 
 use serde::Deserialize;
 
@@ -43,7 +43,8 @@ impl Volumes {
         self.misses.load(Ordering::Relaxed) < MISSES_MAX
     }
 
-    /// Stores bytes as chunks of the file at `path`, to which they do not belong yet; their offsets
+    /// Stores bytes, two chunks at a time (while a volume server writes one it can take the next), as
+    /// chunks of the file at `path`, to which they do not belong yet; their offsets
     /// begin at `start`. None: the volume servers are out of reach.
     ///
     /// # Errors
@@ -55,21 +56,47 @@ impl Volumes {
         start: u64,
         bytes: &[u8],
     ) -> Result<Option<Vec<Chunk>>, Error> {
-        let mut chunks = Vec::with_capacity(bytes.len().div_ceil(FILER_CHUNK_BYTES));
-        for (index, piece) in bytes.chunks(FILER_CHUNK_BYTES).enumerate() {
-            let stored = http.retry(&format!("writing {path}"), |_| {
-                match self.put_chunk(http, path, piece) {
-                    // The caller has another way; waiting here would only delay it.
-                    Err(fault) if fault.is_retryable && !self.is_promising() => Ok(None),
-                    stored => stored.map(Some),
-                }
-            })?;
-            let Some(file_id) = stored else { return Ok(None) };
-            let modified_ns = http.now().as_nanos() as u64;
-            let offset = start + (index * FILER_CHUNK_BYTES) as u64;
-            chunks.push(Chunk { file_id, offset, size: piece.len() as u64, modified_ns });
-        }
-        Ok(Some(chunks))
+        let pieces: Vec<&[u8]> = bytes.chunks(FILER_CHUNK_BYTES).collect();
+        let next = AtomicUsize::new(0);
+        let work = || {
+            let mut chunks = Vec::new();
+            loop {
+                let index = next.fetch_add(1, Ordering::Relaxed);
+                let Some(piece) = pieces.get(index) else { return Ok(Some(chunks)) };
+                let stored = self.put_piece(http, path, piece);
+                let Some(file_id) = stored.inspect_err(|_| {
+                    // What the others would still send is of no use.
+                    next.store(pieces.len(), Ordering::Relaxed);
+                })?
+                else {
+                    return Ok(None);
+                };
+                let modified_ns = http.now().as_nanos() as u64;
+                let offset = start + (index * FILER_CHUNK_BYTES) as u64;
+                chunks.push(Chunk { file_id, offset, size: piece.len() as u64, modified_ns });
+            }
+        };
+        let sent: Vec<Result<Option<Vec<Chunk>>, Error>> = std::thread::scope(|scope| {
+            let helper = (pieces.len() > 1).then(|| scope.spawn(work));
+            let own = work();
+            let others = helper.map(|helper| helper.join().expect("it does not panic"));
+            others.into_iter().chain([own]).collect()
+        });
+        let sent: Option<Vec<Vec<Chunk>>> = sent.into_iter().collect::<Result<_, Error>>()?;
+        Ok(sent.map(|chunks| {
+            let mut chunks = chunks.concat();
+            chunks.sort_by_key(|chunk| chunk.offset);
+            chunks
+        }))
+    }
+
+    /// A chunk in as many tries as it takes; its name. None: the volume servers are out of reach.
+    fn put_piece(&self, http: &Http, path: &str, piece: &[u8]) -> Result<Option<String>, Error> {
+        http.retry(&format!("writing {path}"), |_| match self.put_chunk(http, path, piece) {
+            // The caller has another way; waiting here would only delay it.
+            Err(fault) if fault.is_retryable && !self.is_promising() => Ok(None),
+            stored => stored.map(Some),
+        })
     }
 
     fn put_chunk(&self, http: &Http, path: &str, piece: &[u8]) -> Result<String, Fault> {

@@ -381,18 +381,18 @@ impl<'f> Cache<'f> {
         going.iter().try_for_each(|digest| self.evict(digest))
     }
 
-    /// Makes a complete and checked file the blob of this name. The record comes first: a blob is
-    /// never without.
+    /// Makes a complete and checked file the blob of this name, by `rename`. The record comes first:
+    /// a blob is never without.
     pub(super) fn publish(
         &self,
-        partial: claim::Claim<'_>,
         digest: &Digest,
         record: &Record,
+        rename: impl FnOnce(&Path) -> Result<(), Error>,
     ) -> Result<PathBuf, Error> {
         let path = self.blob_path(digest);
         write_whole(self.files, &self.tmp(), &self.record_path(digest), &record.to_json())?;
         create_dirs(self.files, files::parent(&path))?;
-        partial.rename(&path)?;
+        rename(&path)?;
         let folder = files::parent(&path);
         let synced = self.files.sync_dir(folder);
         synced.map_err(|error| Error::io("make durable", folder, error))?;

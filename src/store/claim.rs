@@ -135,8 +135,9 @@ impl Claim<'_> {
         self.is_resumed
     }
 
-    /// Gives the file its final name, in place of what is there. Bytes and folder are the caller's
-    /// to sync.
+    /// Gives the file its final name, in place of what is there, and then takes away the permission
+    /// to write: not before, or what a crash leaves in between could not be gone on with. Bytes and
+    /// folder are the caller's to sync.
     ///
     /// # Errors
     /// As rename(2); another process has taken over.
@@ -144,7 +145,8 @@ impl Claim<'_> {
         match self.files.rename(&self.path, to) {
             Ok(()) => {
                 self.is_ended = true;
-                Ok(())
+                let sealed = self.file.seal();
+                sealed.map_err(|error| Error::io("make read-only", to, error))
             }
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 self.is_ended = true;

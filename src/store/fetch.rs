@@ -139,15 +139,14 @@ fn download(
             Error::Damaged { digest: *digest, part: None, at }
         });
     }
-    let synced = claim.file().sync().and_then(|()| claim.file().seal());
-    if let Err(error) = synced {
+    if let Err(error) = claim.file().sync() {
         // What the disk could not take has gone from memory too.
         let error = Error::io("write", claim.path(), error);
         claim.remove()?;
         return Err(error);
     }
     let record = known.unwrap_or_else(|| Record::new(stat.size, part_size, Layout::File, parts));
-    cache.publish(claim, digest, &record)
+    cache.publish(digest, &record, |path| claim.rename(path))
 }
 
 /// A download that has not begun leaves nothing.
@@ -196,9 +195,13 @@ fn link<'a>(
         return Ok(Linked::No(claim));
     }
     drop(file);
-    let replaced = cache.files.rename(&second, claim.path());
-    replaced.map_err(|error| Error::io("rename", &second, error))?;
-    cache.publish(claim, digest, record).map(Linked::Done)
+    // The file of the claim is not replaced by it: who went on with that would write to both.
+    let path = cache.publish(digest, record, |path| {
+        let renamed = cache.files.rename(&second, path);
+        renamed.map_err(|error| Error::io("rename", &second, error))
+    })?;
+    claim.remove()?;
+    Ok(Linked::Done(path))
 }
 
 struct Job<'a> {

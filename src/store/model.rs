@@ -179,13 +179,12 @@ pub fn resolve(
         }
         Reference::Tag(tag) => {
             let at = remote.describe();
-            let missing = || Error::NotFound { what: tag.to_string(), at: at.clone() };
-            let id = remote.tag(tag)?.ok_or_else(missing)?;
+            let (tag, id) = named(remote, tag)?;
             let what = || format!("the manifest {id} of {tag}");
             let gone = || Error::NotFound { what: what(), at: at.clone() };
             let bytes = remote.manifest(&id)?.ok_or_else(gone)?;
             let resolved = model(&id, &bytes, &at)?;
-            cache.remember(&at, tag, &id, &bytes);
+            cache.remember(&at, &tag, &id, &bytes);
             Ok(resolved)
         }
         Reference::Digest(digest) => {
@@ -215,6 +214,27 @@ pub fn resolve(
                     Err(Error::Ambiguous { prefix: prefix.clone(), matches: matches.clone() })
                 }
             }
+        }
+    }
+}
+
+/// What a tag names. A name without a tag is also good for the only tag that there is.
+fn named(remote: &dyn Remote, tag: &Tag) -> Result<(Tag, Digest), Error> {
+    if let Some(id) = remote.tag(tag)? {
+        return Ok((tag.clone(), id));
+    }
+    let of_name = || -> Result<Vec<(Tag, Digest)>, Error> {
+        let all = remote.tags()?.into_iter();
+        Ok(all.filter(|(other, _)| other.name() == tag.name()).collect())
+    };
+    let others = if tag.tag() == name::TAG_DEFAULT { of_name()? } else { Vec::new() };
+    match &others[..] {
+        [only] => Ok(only.clone()),
+        [] => Err(Error::NotFound { what: tag.to_string(), at: remote.describe() }),
+        several => {
+            let names: Vec<String> = several.iter().map(|(tag, _)| tag.to_string()).collect();
+            let what = format!("{tag} (but {})", names.join(", "));
+            Err(Error::NotFound { what, at: remote.describe() })
         }
     }
 }

@@ -26,3 +26,6 @@ pub(super) fn test_folder(name: &str) -> TestFolder {
     fs::create_dir_all(&folder).unwrap();
     TestFolder(folder)
 }
+
+mod faults;
+mod transfers;

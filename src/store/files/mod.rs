@@ -5,6 +5,8 @@
 //! names. Nothing else survives a loss of power.
 
 mod disk;
+#[cfg(test)]
+pub(in crate::store) mod memory;
 mod publish;
 
 use std::io;

@@ -79,7 +79,7 @@ impl<'f> Directory<'f> {
         Error::NotFound { what: digest.to_string(), at: self.describe() }
     }
 
-    /// Publishes a complete, synced and sealed file as a blob. The record comes first: what a crash
+    /// Publishes a complete and synced file as a blob. The record comes first: what a crash
     /// in between leaves is an upload that only has to be renamed.
     fn publish(&self, claim: Claim<'_>, digest: &Digest, record: &Record) -> Result<(), Error> {
         let path = self.path(&layout::blob(digest));
@@ -357,8 +357,7 @@ impl PartSink for Sink<'_> {
     fn complete(self: Box<Self>, digest: &Digest, record: Record) -> Result<(), Error> {
         let record = Record { layout: Layout::File, ..record };
         let file = self.claim.file();
-        let sealed = file.sync().and_then(|()| file.seal());
-        if let Err(error) = sealed {
+        if let Err(error) = file.sync() {
             // What the disk could not take is gone from memory too: nothing of it can be trusted.
             let error = Error::io("write", self.claim.path(), error);
             let _ = self.claim.remove();

@@ -11,6 +11,7 @@
 //! batch      rows in, results out: input, journal, merge, requests    what a job's tasks are
 //! sched      ranks, stealing, termination; local | mpi | sim          knows tasks by size only
 //! backend    what to say to a backend and how to read its answer      builtin | llama | openai
+//! store      blobs by sha256, manifests, tags, cache, remotes         a directory, a filer
 //! proto      sans-IO connection machines: binary and HTTP, both ends  bytes in, events out
 //! net        poller, sockets, slabs, timers                           all file descriptors
 //! wire       frames, fields, HTTP heads, SSE, JSON bodies             bytes <-> values, stateless
@@ -37,4 +38,5 @@ pub mod net;
 pub mod prng;
 pub mod proto;
 pub mod sched;
+pub mod store;
 pub mod wire;

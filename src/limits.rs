@@ -62,6 +62,42 @@ pub const PARTS_MAX: usize = (1 << 17) - 2;
 /// Length of one file of results: 44 bits tell places in it.
 pub const PART_BYTES_MAX: u64 = 1 << 44;
 
+// --- Models ---
+
+/// Bytes of a part unless told otherwise: damage costs a second or so of a slow network, and 100 GB
+/// have 1526 parts, a record of 100 KB.
+pub const PART_BYTES: u64 = 64 << 20;
+/// A smaller part would cost more in requests than in bytes.
+pub const PART_BYTES_LEAST: u64 = 64 << 10;
+/// A larger part would not fit into the memory of a modest machine, several times.
+pub const PART_BYTES_MOST: u64 = 1 << 30;
+/// A manifest or a record: 100 GB in the smallest parts would have twice as much.
+pub const STORE_JSON_BYTES_MAX: usize = 64 << 20;
+/// Left free on the cache's disk: other programs have files too.
+pub const CACHE_FREE_BYTES: u64 = 256 << 20;
+/// A cached blob whose path was told stays at least so long: its reader has to be started.
+pub const CACHE_GRACE: Duration = Duration::from_secs(60);
+/// Files of one model: a thousand shards and what belongs to them.
+pub const MODEL_FILES_MAX: usize = 1024;
+/// A GGUF's header: tokenizers of 250,000 words take some 10 MB.
+pub const GGUF_HEADER_BYTES_MAX: u64 = 256 << 20;
+/// Tensors or pairs of a GGUF: the largest models have some thousands.
+pub const GGUF_COUNT_MAX: u64 = 1_000_000;
+/// A model's name or tag: a file system's 255 less what is put around it.
+pub const STORE_NAME_BYTES_MAX: usize = 200;
+/// Connections to one filer or volume server that are kept for the next request: one for each worker
+/// and some for what goes beside.
+pub const FILER_CONNECTIONS_MAX: usize = 16;
+/// Bytes of a chunk, SeaweedFS's unit of storage, where the store makes them itself: about what its
+/// own clients take. A volume server reads a chunk into a buffer that it makes 4 MiB large at first;
+/// one that fills it to the last byte has it doubled and copied, at a third more CPU time.
+pub const FILER_CHUNK_BYTES: usize = (4 << 20) - (4 << 10);
+/// Entries of one page of a filer's listing: each comes with all its chunks.
+pub const FILER_PAGE_ENTRIES: usize = 200;
+/// A page: for each of its entries there is room for the chunks of 400 GB.
+pub const FILER_LISTING_BYTES_MAX: usize = 1 << 30;
+
+const _: () = assert!(PART_BYTES_LEAST <= PART_BYTES && PART_BYTES <= PART_BYTES_MOST);
 const _: () = assert!(STREAM_BUFFER_BYTES_LOW < STREAM_BUFFER_BYTES_MAX);
 const _: () = assert!(CLIENT_PAYLOAD_BYTES_MIN <= CLIENT_PAYLOAD_BYTES_MAX);
 const _: () = assert!(PING_BYTES_MAX < CLIENT_PAYLOAD_BYTES_MIN);
@@ -77,3 +113,11 @@ pub const LINGER_TIMEOUT: Duration = Duration::from_secs(2);
 pub const JOURNAL_SYNC_INTERVAL: Duration = Duration::from_millis(200);
 /// llama-server closes an idle connection after 5.0 s.
 pub const UPSTREAM_IDLE_MAX: Duration = Duration::from_secs(4);
+/// A filer that answered before is asked again for so long: it has time to restart.
+pub const FILER_PATIENCE: Duration = Duration::from_secs(60);
+/// And one that never did: it is more likely the wrong address.
+pub const FILER_FIRST_PATIENCE: Duration = Duration::from_secs(2);
+/// A connection to a filer on which no byte moves for so long is given up.
+pub const FILER_STALL_MAX: Duration = Duration::from_secs(30);
+/// Bytes that a filer does not give for so long, although it is well, count as damaged.
+pub const FILER_UNREADABLE: Duration = Duration::from_secs(5);

@@ -18,6 +18,8 @@ pub struct Flag {
     pub value: &'static str,
     /// May stand several times.
     pub list: bool,
+    /// Stands alone, without its name.
+    pub is_operand: bool,
     /// What it does, and its default.
     pub doc: &'static str,
 }
@@ -25,17 +27,22 @@ pub struct Flag {
 impl Flag {
     /// A flag with a value.
     pub const fn new(name: &'static str, value: &'static str, doc: &'static str) -> Flag {
-        Flag { name, value, list: false, doc }
+        Flag { name, value, list: false, is_operand: false, doc }
     }
 
     /// A flag without one.
     pub const fn switch(name: &'static str, doc: &'static str) -> Flag {
-        Flag { name, value: "", list: false, doc }
+        Flag { name, value: "", list: false, is_operand: false, doc }
     }
 
     /// A flag with a value, which may stand several times.
     pub const fn list(name: &'static str, value: &'static str, doc: &'static str) -> Flag {
-        Flag { name, value, list: true, doc }
+        Flag { name, value, list: true, is_operand: false, doc }
+    }
+
+    /// Values that stand alone, any number of them.
+    pub const fn operands(name: &'static str, value: &'static str, doc: &'static str) -> Flag {
+        Flag { name, value, list: true, is_operand: true, doc }
     }
 }
 
@@ -70,14 +77,21 @@ pub fn parse(flags: &'static [Flag], args: Vec<OsString>) -> Result<Asked, Strin
                 return Err(format!("there is no flag -{short}; flags are long, such as --help"));
             }
             Some(lexopt::Arg::Value(value)) => {
+                if let Some(operand) = flags.iter().find(|flag| flag.is_operand) {
+                    let value = value.into_string();
+                    let text = value.map_err(|value| format!("{value:?} is not UTF-8"))?;
+                    parsed.values.push((operand.name, text));
+                    continue;
+                }
                 return Err(format!("{value:?} stands alone; did you mean a flag's value?"));
             }
         };
         if name == "help" {
             return Ok(Asked::Help);
         }
-        let Some(flag) = flags.iter().find(|flag| flag.name == name) else {
-            return Err(unknown(&name, flags.iter().map(|flag| flag.name)));
+        let Some(flag) = flags.iter().find(|flag| !flag.is_operand && flag.name == name) else {
+            let known = flags.iter().filter(|flag| !flag.is_operand);
+            return Err(unknown(&name, known.map(|flag| flag.name)));
         };
         if !flag.list && parsed.values.iter().any(|(given, _)| *given == flag.name) {
             return Err(format!("--{name} stands twice"));
@@ -206,7 +220,8 @@ pub fn duration(text: &str) -> Result<Duration, &'static str> {
     Duration::try_from_secs_f64(number * seconds).map_err(|_| WRONG)
 }
 
-fn bytes(text: &str) -> Option<u64> {
+/// `64KiB`, `40GiB`, `1TiB`, or a plain number of bytes.
+pub fn bytes(text: &str) -> Option<u64> {
     let at = text.find(|c: char| c.is_ascii_alphabetic()).unwrap_or(text.len());
     let (number, unit) = text.split_at(at);
     let shift = match unit.to_ascii_lowercase().as_str() {
@@ -214,6 +229,7 @@ fn bytes(text: &str) -> Option<u64> {
         "k" | "kib" => 10,
         "m" | "mib" => 20,
         "g" | "gib" => 30,
+        "t" | "tib" => 40,
         _ => return None,
     };
     number.parse::<u64>().ok()?.checked_mul(1 << shift)
@@ -222,6 +238,19 @@ fn bytes(text: &str) -> Option<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn operands_are_for_those_who_take_them() {
+        const FLAGS: &[Flag] = &[Flag::operands("ref", "REF", "x"), Flag::switch("json", "x")];
+        let args = |args: &[&str]| args.iter().map(OsString::from).collect();
+        let Ok(Asked::Run(parsed)) = parse(FLAGS, args(&["a", "--json", "b:c", "--", "--d"]))
+        else {
+            panic!()
+        };
+        assert_eq!((parsed.texts("ref"), parsed.has("json")), (vec!["a", "b:c", "--d"], true));
+        assert!(parse(FLAGS, args(&["--ref", "x"])).unwrap_err().starts_with("there is no flag"));
+        assert!(run(&["alone"]).unwrap_err().contains("stands alone"));
+    }
 
     const FLAGS: &[Flag] = &[
         Flag::new("n-predict", "N", "tokens"),

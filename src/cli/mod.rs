@@ -7,6 +7,7 @@ mod client;
 mod flags;
 mod schedule;
 mod serve;
+mod store;
 
 use std::ffi::OsString;
 use std::fmt::Write as _;
@@ -20,6 +21,8 @@ use crate::sched::launcher::Launched;
 pub const FEATURES: &[&str] = &[
     #[cfg(feature = "mpi")]
     "mpi",
+    #[cfg(feature = "tls")]
+    "tls",
 ];
 
 /// Why a subcommand did not do what it was asked.
@@ -45,7 +48,7 @@ struct Command {
     run: fn(&flags::Parsed) -> Result<(), Error>,
 }
 
-const COMMANDS: [Command; 3] = [
+const COMMANDS: [Command; 12] = [
     Command {
         name: "serve",
         summary: "the gateway: binary protocol and OpenAI-style HTTP on one port",
@@ -66,6 +69,69 @@ const COMMANDS: [Command; 3] = [
         help: schedule::HELP,
         flags: schedule::FLAGS,
         run: schedule::run,
+    },
+    Command {
+        name: "put",
+        summary: "stores a model: blobs by SHA-256, a manifest, a tag",
+        help: store::put::HELP,
+        flags: store::put::FLAGS,
+        run: store::put::run,
+    },
+    Command {
+        name: "get",
+        summary: "fetches a model, once a machine, and checks every byte",
+        help: store::get::HELP,
+        flags: store::get::FLAGS,
+        run: store::get::run,
+    },
+    Command {
+        name: "ls",
+        summary: "the models that are stored",
+        help: store::list::HELP,
+        flags: store::list::FLAGS,
+        run: store::list::run,
+    },
+    Command {
+        name: "show",
+        summary: "a model's manifest, and what its header says",
+        help: store::show::HELP,
+        flags: store::show::FLAGS,
+        run: store::show::run,
+    },
+    Command {
+        name: "tag",
+        summary: "another name for a stored model",
+        help: store::tag::HELP,
+        flags: store::tag::FLAGS,
+        run: store::tag::run,
+    },
+    Command {
+        name: "rm",
+        summary: "removes names; gc removes what they named",
+        help: store::rm::HELP,
+        flags: store::rm::FLAGS,
+        run: store::rm::run,
+    },
+    Command {
+        name: "verify",
+        summary: "checks what is stored, and mends it part by part",
+        help: store::verify::HELP,
+        flags: store::verify::FLAGS,
+        run: store::verify::run,
+    },
+    Command {
+        name: "gc",
+        summary: "removes what no name leads to",
+        help: store::gc::HELP,
+        flags: store::gc::FLAGS,
+        run: store::gc::run,
+    },
+    Command {
+        name: "cache",
+        summary: "what this machine has fetched: ls, pin, unpin, prune",
+        help: store::cache::HELP,
+        flags: store::cache::FLAGS,
+        run: store::cache::run,
     },
 ];
 
@@ -169,7 +235,10 @@ fn overview() -> String {
          cnse --version tells the version and the features that are in.\n\n\
          example: a gateway in front of a llama-server, and a question\n  \
          cnse serve --backend llama --llama-url http://127.0.0.1:8090 --port 5050\n  \
-         cnse client --server 127.0.0.1 --port 5050 --prompt \"Explain quantum computing\"\n",
+         cnse client --server 127.0.0.1 --port 5050 --prompt \"Explain quantum computing\"\n\n\
+         example: a model is stored, and served where it is needed\n  \
+         cnse put --file gemma-2-2b-it-Q4_K_M.gguf\n  \
+         llama-server -m \"$(cnse get gemma-2-2b-it:Q4_K_M --path)\" --port 8090\n",
     );
     text
 }
@@ -180,6 +249,7 @@ fn help(command: &Command) -> String {
     text.push_str("\nflags:\n");
     for flag in command.flags {
         let name = match flag.value {
+            value if flag.is_operand => value.to_owned(),
             "" => format!("--{}", flag.name),
             value => format!("--{} {value}", flag.name),
         };
@@ -231,7 +301,8 @@ mod tests {
             for (i, flag) in command.flags.iter().enumerate() {
                 assert!(!flag.doc.is_empty() && !flag.name.contains('_'), "--{}", flag.name);
                 assert!(command.flags[..i].iter().all(|other| other.name != flag.name));
-                assert!(text.contains(&format!("  --{}", flag.name)));
+                let shown = if flag.is_operand { flag.value } else { flag.name };
+                assert!(text.contains(shown), "{shown}");
             }
             assert!(text.lines().all(|line| line.len() <= 100), "{text}");
         }

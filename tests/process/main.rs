@@ -8,3 +8,6 @@ mod llama;
 mod mpirun;
 mod schedule;
 mod serve;
+mod store_filer;
+mod store_on_filer;
+mod weed;

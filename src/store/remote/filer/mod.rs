@@ -1,0 +1,215 @@
+//! A SeaweedFS filer as a remote, over its HTTP interface.
+//!
+//! Blobs, records, manifests and tags are where `layout.rs` says, under the folder of the `--filer`
+//! URL, so that `curl http://filer:8888/cnse/blobs/sha256/ab/<digest>` fetches a blob. An upload goes
+//! one of three ways, the best that the filer offers (`Way`); all of them end with one rename and the
+//! record. What is read is asked for by range, never whole, and its size is compared every time. An
+//! ETag means nothing: the filer has three kinds, one of them the same for all files.
+//!
+//! What a live filer does (SeaweedFS 4.53, found out with raw requests):
+//!
+//! - A PUT whose client is killed leaves nothing behind: 404, and the chunks are freed.
+//! - A TUS part that breaks at byte k reports k, to the byte, as soon as the filer has stored what
+//!   had arrived (a HEAD a moment after the break said 0, one 0.3 s later k); the rest is sent from
+//!   there and the joined file is equal. A repeated join says 404, since the first one took the parts.
+//! - The file that TUS makes has no ETag, and chunks of 4 MiB that start anew with each part.
+//! - `maxMB=2048`, which used to store an empty file, stores all of it.
+//! - A chunk of zeros is gzipped with `application/octet-stream` and left alone with
+//!   `application/x-gguf`. By TUS it may be gzipped with no word of it in the listing; the bytes that
+//!   are read, whole or by range, are right.
+//! - A connection is closed after 10 s without a request, and a body that pauses is refused after 20 s
+//!   (status 500).
+//! - `Range: bytes=<size>-` is 416, with `Content-Range: bytes */<size>`.
+//! - `mv.from` moves folders too; repeated, it is 400 `no entry is found`, which the lost answer of a
+//!   rename that was done looks like.
+//! - DELETE is 204 for what is not there, and 500 for a folder that is not empty.
+//! - A first write after the start may be 500 or 503 for some seconds, until volumes have been made.
+
+mod address;
+mod auth;
+mod blobs;
+mod clock;
+mod grpc;
+mod hpack;
+mod http;
+mod proto;
+mod tree;
+mod tus;
+mod upload;
+mod volume;
+
+use std::collections::HashMap;
+use std::sync::OnceLock;
+use std::time::Duration;
+
+use self::address::Address;
+use self::auth::Auth;
+use self::http::Http;
+use self::volume::Volumes;
+use super::{BlobStat, Remote};
+use crate::limits::STORE_JSON_BYTES_MAX;
+use crate::store::digest::Digest;
+use crate::store::error::Error;
+use crate::store::files::Files;
+use crate::store::layout;
+use crate::store::record::{Layout, Record};
+
+/// A filer as a remote.
+pub struct Filer<'f> {
+    files: &'f dyn Files,
+    http: Http,
+    wanted: Option<Way>,
+    volumes: OnceLock<Option<Volumes>>,
+    tus: OnceLock<Option<tus::Offer>>,
+}
+
+/// How parts get into a filer, and what they become.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Way {
+    /// Straight to volume servers where those can be reached, else through the filer; joined by the
+    /// filer's gRPC into one file. The fastest: nothing is hashed on the way.
+    Chunks,
+    /// TUS with concatenation: one file, and nothing but HTTP.
+    Tus,
+    /// An object for each part. Every filer can do that.
+    Parts,
+}
+
+/// What the environment says about filers.
+#[derive(Clone, Default)]
+pub struct Settings {
+    auth: Auth,
+    ca: Option<Vec<u8>>,
+    way: Option<Way>,
+}
+
+impl Settings {
+    /// From variables: `CNSE_FILER_TOKEN`, a ready token; `CNSE_FILER_KEY` and
+    /// `CNSE_FILER_READ_KEY`, the filer's signing keys, to make tokens from; `CNSE_FILER_CA`, a PEM
+    /// file with the authorities of an https filer; `CNSE_FILER_UPLOAD`, the one way to send.
+    ///
+    /// # Errors
+    /// A variable's value, and what is wrong with it.
+    pub fn from_environment(variable: impl Fn(&str) -> Option<String>) -> Result<Settings, String> {
+        let set = |name: &str| variable(name).filter(|value| !value.is_empty());
+        let way = match set("CNSE_FILER_UPLOAD").as_deref() {
+            None | Some("auto") => None,
+            Some("chunks") => Some(Way::Chunks),
+            Some("tus") => Some(Way::Tus),
+            Some("parts") => Some(Way::Parts),
+            Some(other) => {
+                return Err(format!(
+                    "CNSE_FILER_UPLOAD is {other:?}, and auto, chunks, tus and parts are known"
+                ));
+            }
+        };
+        let ca = set("CNSE_FILER_CA").map(|path| {
+            std::fs::read(&path).map_err(|error| format!("CNSE_FILER_CA: {path:?}: {error}"))
+        });
+        let auth = Auth {
+            token: set("CNSE_FILER_TOKEN"),
+            key: set("CNSE_FILER_KEY"),
+            read_key: set("CNSE_FILER_READ_KEY"),
+        };
+        Ok(Settings { auth, ca: ca.transpose()?, way })
+    }
+}
+
+impl<'f> Filer<'f> {
+    /// A filer at `http://host:8888` or, for another folder than `/cnse`, `http://host:8888/folder`.
+    /// Connects with the first request.
+    ///
+    /// # Errors
+    /// The URL is none; https, and this build has no TLS.
+    pub fn new(files: &'f dyn Files, url: &str, settings: Settings) -> Result<Filer<'f>, String> {
+        let address = Address::parse(url).map_err(|why| format!("{url:?} is no filer: {why}"))?;
+        let http = Http::new(address, settings.auth, settings.ca.as_deref())?;
+        let (volumes, tus) = (OnceLock::new(), OnceLock::new());
+        Ok(Filer { files, http, wanted: settings.way, volumes, tus })
+    }
+
+    /// From the filer's root on.
+    fn path(&self, relative: &str) -> String {
+        format!("{}/{relative}", self.http.address().root)
+    }
+
+    /// Straight to volume servers, if that is possible here. Not beside https: bytes that are to be
+    /// kept secret on the way would not be.
+    fn volumes(&self) -> Option<&Volumes> {
+        let find = || {
+            let address = self.http.address();
+            let is_plain = !address.is_https;
+            is_plain.then(|| address.grpc()).flatten().and_then(Volumes::find)
+        };
+        self.volumes.get_or_init(find).as_ref()
+    }
+
+    /// The way for a blob of this size.
+    fn way(&self, size: u64, parts: u64) -> Result<Way, Error> {
+        let cannot =
+            |what: &str| Err(Error::Unsupported { at: self.describe(), what: what.to_owned() });
+        let wants = |way| self.wanted.is_none_or(|wanted| wanted == way);
+        if wants(Way::Chunks) && self.volumes().is_some() {
+            return Ok(Way::Chunks);
+        }
+        if wants(Way::Tus) {
+            let offer = match self.tus.get() {
+                Some(offer) => *offer,
+                None => {
+                    let offer = self.http.tus_offer()?;
+                    *self.tus.get_or_init(|| offer)
+                }
+            };
+            if offer.is_some_and(|offer| offer.takes(size, parts)) {
+                return Ok(Way::Tus);
+            }
+        }
+        match self.wanted {
+            None | Some(Way::Parts) => Ok(Way::Parts),
+            Some(Way::Tus) if size == 0 => Ok(Way::Parts),
+            Some(Way::Tus) => {
+                cannot("take this file by TUS (CNSE_FILER_UPLOAD=auto lets it choose)")
+            }
+            Some(Way::Chunks) => {
+                cannot("be reached by gRPC (CNSE_FILER_UPLOAD=auto lets it choose)")
+            }
+        }
+    }
+
+    /// The part objects of a blob, with their sizes.
+    fn part_objects(&self, digest: &Digest) -> Result<HashMap<u32, u64>, Error> {
+        let folder = self.path(&format!("{}{}", layout::blob(digest), layout::PARTS));
+        let entries = self.http.list(&folder)?;
+        let parsed = entries.iter().filter(|entry| !entry.is_folder);
+        Ok(parsed.filter_map(|entry| Some((entry.name.parse().ok()?, entry.size))).collect())
+    }
+
+    fn find(&self, digest: &Digest) -> Result<Option<BlobStat>, Error> {
+        let bytes =
+            self.http.read_small(&self.path(&layout::record(digest)), STORE_JSON_BYTES_MAX)?;
+        let record = bytes.map(|bytes| Record::parse_of(digest, &bytes, &self.describe()));
+        let record = record.transpose()?;
+        if let Some(record) = record.as_ref().filter(|record| record.layout == Layout::Parts) {
+            let (size, layout) = (record.size, record.layout);
+            return Ok(Some(BlobStat { size, layout, record: Some(record.clone()) }));
+        }
+        let Some(size) = self.http.size_of(&self.path(&layout::blob(digest)))? else {
+            return Ok(None);
+        };
+        let record = record.filter(|record| record.size == size);
+        Ok(Some(BlobStat { size, layout: Layout::File, record }))
+    }
+
+    fn gone(&self, digest: &Digest) -> Error {
+        Error::NotFound { what: digest.to_string(), at: self.describe() }
+    }
+
+    fn age(&self, modified: Duration) -> Duration {
+        self.http.now().saturating_sub(modified)
+    }
+}
+
+#[cfg(test)]
+mod fake;
+#[cfg(test)]
+mod tests;

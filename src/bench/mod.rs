@@ -2,6 +2,7 @@
 
 mod binary;
 pub mod environment;
+pub mod experiment;
 pub mod load;
 pub mod plan;
 pub mod processes;

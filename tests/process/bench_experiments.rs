@@ -16,9 +16,9 @@ fn json(output: &Output) -> Value {
     serde_json::from_slice(&output.stdout).unwrap_or_else(|error| panic!("{error}: {said}"))
 }
 
-/// A sweep over tasks that take no time, with `flags` before the command.
+/// A sweep over tasks in virtual time, with `flags` before the command.
 fn sweep(flags: &[&str]) -> Output {
-    let command = ["--", "schedule", "--simulate", "fixed:0", "--iters", "{iters}", "--quiet"];
+    let command = ["--", "schedule", "--plan", "1", "--simulate", "fixed:0", "--iters", "{iters}"];
     let vary = ["bench", "sweep", "--vary", "iters=10,20"];
     run(&[&vary, flags, &command].concat())
 }
@@ -40,11 +40,11 @@ fn hypotheses_are_answered_and_an_experiment_goes_on() {
     let (output, csv) = (["--output", &result], ["--csv", &table]);
     let expect = [
         "--expect",
-        "ok: iters=20 > iters=10 by 50%",
+        "tasks: iters=20 > iters=10 by 50%",
         "--expect",
-        "ok: iters=20 > iters=10 by 150%",
+        "tasks: iters=20 > iters=10 by 150%",
         "--expect",
-        "ok: iters=20 > iters=10 by 100%",
+        "tasks: iters=20 > iters=10 by 100%",
         "--json",
     ];
     let verdicts = |found: &Value| -> Vec<String> {
@@ -64,7 +64,7 @@ fn hypotheses_are_answered_and_an_experiment_goes_on() {
     let runs = found["runs"].as_array().unwrap();
     assert_eq!((runs.len(), &found["ok"], &found["errors"]), (8, &8.into(), &0.into()));
     for run in runs {
-        assert_eq!(run["ok"], run["settings"]["iters"]);
+        assert_eq!(run["tasks"], run["settings"]["iters"]);
     }
     assert!(found["environment"]["noise"]["own_cores"].as_f64().unwrap() > 0.0);
     let csv = fs::read_to_string(&table).unwrap();
@@ -80,7 +80,7 @@ fn hypotheses_are_answered_and_an_experiment_goes_on() {
     assert_eq!(again.status.code(), Some(1), "one is refuted: {}", text(&again.stderr));
     assert_eq!(verdicts(&json(&again)), ["supported", "refuted", "undecided"]);
     let dry = run(&["bench", "rerun", &result, "--dry-run"]);
-    assert!(text(&dry.stdout).starts_with("cnse bench sweep --vary iters=10,20 --expect 'ok: "));
+    assert!(text(&dry.stdout).starts_with("cnse bench sweep --vary iters=10,20 --expect 'tasks: "));
 }
 
 #[test]
@@ -128,7 +128,7 @@ fn what_fails_is_said_and_the_rest_is_done() {
         let head = ["bench", "sweep", "--vary", "n=1,x", "--repeat", "1", "--json"];
         run(&[&head, flags].concat())
     };
-    let output = broken(&["--", "schedule", "--simulate", "fixed:0", "--iters", "{n}", "--quiet"]);
+    let output = broken(&["--", "schedule", "--plan", "1", "--iters", "{n}"]);
     assert_eq!(output.status.code(), Some(1));
     let found = json(&output);
     assert_eq!((&found["ok"], &found["errors"]), (&1.into(), &1.into()));
@@ -243,9 +243,9 @@ fn the_best_setting_is_looked_for() {
             "bench",
             "sweep",
             "--tune",
-            "max ok",
+            "max tasks",
             "--slo",
-            "ok < 55",
+            "tasks < 55",
             "--budget",
             budget,
             "--vary",
@@ -255,11 +255,12 @@ fn the_best_setting_is_looked_for() {
             "--json",
             "--",
             "schedule",
+            "--plan",
+            "1",
             "--simulate",
             "fixed:0",
             "--iters",
             "{iters}",
-            "--quiet",
         ]);
         assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
         json(&output)
@@ -277,22 +278,23 @@ fn the_best_setting_is_looked_for() {
 fn saved_results_are_compared() {
     let folder = Folder::new();
     let save = |name: &str, iters: &str| {
-        let output = run(&["schedule", "--simulate", "fixed:0", "--iters", iters, "--json"]);
+        let output =
+            run(&["schedule", "--plan", "1", "--simulate", "fixed:0", "--iters", iters, "--json"]);
         let path = folder.path(name);
         fs::write(&path, output.stdout).unwrap();
         path
     };
     let (a, b) = (save("a.json", "100"), save("b.json", "120"));
     let compare = |flags: &[&str]| run(&[&["bench", "compare", &a, &b], flags].concat());
-    let output = compare(&["--figure", "ok"]);
+    let output = compare(&["--figure", "tasks"]);
     let said = text(&output.stdout);
     assert_eq!(output.status.code(), Some(0), "{said}");
-    assert!(said.contains("ok ") && said.contains("+20.0 %"), "{said}");
+    assert!(said.contains("tasks ") && said.contains("+20.0 %"), "{said}");
     assert!(said.contains("different: command: schedule ") && !said.contains("different: cpu"));
     for (limit, code, verdict) in [
-        ("ok > +5%", 1, "passed"),
-        ("ok > +25%", 0, "kept"),
-        ("ok < -5%", 0, "kept"),
+        ("tasks > +5%", 1, "passed"),
+        ("tasks > +25%", 0, "kept"),
+        ("tasks < -5%", 0, "kept"),
         ("nothing > +5%", 1, "not to be told, since A or B lacks the figure"),
     ] {
         let output = compare(&["--fail-if", limit, "--json"]);

@@ -218,7 +218,10 @@ fn short(record: &Record) -> String {
     let names =
         ["throughput_tok_s", "requests_per_s", "latency_p50_ms", "latency_p99_ms", "wall_s"];
     let told = names.iter().filter_map(|name| Some((name, record.number(name)?)));
-    let told = told.take(3).map(|(name, value)| format!("{name} {value:.2}"));
+    let told = told
+        .filter(|(_, value)| *value > 0.0)
+        .take(3)
+        .map(|(name, value)| format!("{name} {value:.2}"));
     told.collect::<Vec<_>>().join(", ")
 }
 

@@ -44,6 +44,11 @@ impl Flag {
     pub const fn operands(name: &'static str, value: &'static str, doc: &'static str) -> Flag {
         Flag { name, value, list: true, is_operand: true, doc }
     }
+
+    /// Words that stand without a flag, or behind `--`; `texts("")` has them.
+    pub const fn words(value: &'static str, doc: &'static str) -> Flag {
+        Flag { name: "", value, list: true, is_operand: true, doc }
+    }
 }
 
 /// What was typed.
@@ -273,6 +278,15 @@ mod tests {
         let range = "--n-predict 5: not a number from 6 to 9";
         assert_eq!(parsed.number("n-predict", 6, 9), Err(range.to_owned()));
         assert_eq!(run(&["--json", "-h"]), Ok(Asked::Help));
+    }
+
+    #[test]
+    fn words_stand_alone_or_behind_a_dash() {
+        const WORDS: &[Flag] = &[Flag::words("FILE", "files"), Flag::switch("json", "as JSON")];
+        let args = ["a", "--json", "b", "--", "--json", "-x"].map(OsString::from).to_vec();
+        let Ok(Asked::Run(parsed)) = parse(WORDS, args) else { panic!() };
+        assert_eq!(parsed.texts(""), ["a", "b", "--json", "-x"]);
+        assert!(parsed.has("json"));
     }
 
     #[test]

@@ -1,0 +1,53 @@
+//! `cnse bench`: measurements and experiments, one file for each.
+
+mod compare;
+mod guard;
+mod rerun;
+mod runner;
+mod sweep;
+
+use super::{Command, Run};
+
+pub const HELP: &str = "\
+usage: cnse bench COMMAND [FLAGS]
+
+Measures from outside, as a client does. Every command prints one result for people, or with --json
+one object that compare, report and rerun read.
+
+examples:
+  cnse bench sweep --vary inflight=1,8,16 --repeat 6 -- schedule --server http://127.0.0.1:8090 \\
+    --prompt Hi --iters 200 --inflight {inflight}
+  cnse bench compare monday.json tuesday.json --fail-if \"ttft_ms_p99 > +5%\"
+  cnse bench rerun monday.json
+";
+
+pub const COMMANDS: &[Command] = &[
+    Command {
+        name: "sweep",
+        summary: "one command under many settings, hypotheses, and the best setting",
+        help: sweep::HELP,
+        flags: sweep::FLAGS,
+        run: Run::With(sweep::run),
+    },
+    Command {
+        name: "compare",
+        summary: "two saved results or two live targets, with intervals and an exit code",
+        help: compare::HELP,
+        flags: compare::FLAGS,
+        run: Run::With(compare::run),
+    },
+    Command {
+        name: "rerun",
+        summary: "runs what a saved result says, again",
+        help: rerun::HELP,
+        flags: rerun::FLAGS,
+        run: Run::With(rerun::run),
+    },
+    Command {
+        name: "guard",
+        summary: "runs a command that ends when its starter does",
+        help: guard::HELP,
+        flags: guard::FLAGS,
+        run: Run::With(guard::run),
+    },
+];

@@ -12,11 +12,11 @@ use serde_json::Value;
 use serde_json::value::RawValue;
 
 use super::answer::{self, Intake, Part, finish_reason};
-use super::{Exchange, Failure, Finished, Output, Tell};
+use super::{Exchange, Failure, Finished, Output, Tell, TokenSource};
 use crate::wire::frame::{ErrorCode, FinishReason};
 use crate::wire::http1::ResponseHead;
 use crate::wire::message::{Infer, Input};
-use crate::wire::openai::{RequestPeek, Usage};
+use crate::wire::openai::{RequestPeek, Timings, Usage};
 use crate::wire::sse::SseEvent;
 
 /// What to send for `infer`.
@@ -73,6 +73,7 @@ pub struct Reader {
     as_text: bool,
     state: Intake,
     usage: Usage,
+    timings: Option<Timings>,
     reason: Option<FinishReason>,
     events: u64,
 }
@@ -83,6 +84,8 @@ struct Event<'a> {
     choices: Vec<Choice<'a>>,
     #[serde(default)]
     usage: Option<Usage>,
+    #[serde(default)]
+    timings: Option<Timings>,
     #[serde(default, borrow)]
     error: Option<&'a RawValue>,
 }
@@ -101,11 +104,21 @@ struct Choice<'a> {
 struct Delta<'a> {
     #[serde(default, borrow)]
     content: Option<Cow<'a, str>>,
+    /// What a reasoning model thinks, by llama-server's and most others' name, and by OpenRouter's.
+    #[serde(default, borrow, alias = "reasoning")]
+    reasoning_content: Option<Cow<'a, str>>,
 }
 
 impl Reader {
     fn new(as_text: bool) -> Reader {
-        Reader { as_text, state: Intake::Head, usage: Usage::default(), reason: None, events: 0 }
+        Reader {
+            as_text,
+            state: Intake::Head,
+            usage: Usage::default(),
+            timings: None,
+            reason: None,
+            events: 0,
+        }
     }
 
     pub(super) fn head(&mut self, head: &ResponseHead<'_>, tell: &mut Tell<'_>) {
@@ -152,9 +165,15 @@ impl Reader {
             if let Some(usage) = parsed.usage {
                 self.usage = usage;
             }
+            self.timings = parsed.timings.or(self.timings);
             for choice in &parsed.choices {
                 self.reason = choice.finish_reason.as_deref().map(finish_reason).or(self.reason);
-                let content = choice.delta.as_ref().and_then(|delta| delta.content.as_deref());
+                let delta = choice.delta.as_ref();
+                let thought = delta.and_then(|delta| delta.reasoning_content.as_deref());
+                if self.as_text && thought.is_some_and(|thought| !thought.is_empty()) {
+                    tell(Output::Progress { tokens: 0 });
+                }
+                let content = delta.and_then(|delta| delta.content.as_deref());
                 if let Some(text) = content.or(choice.text.as_deref())
                     && self.as_text
                     && !text.is_empty()
@@ -199,12 +218,15 @@ impl Reader {
     }
 
     fn done(&mut self, tell: &mut Tell<'_>) {
-        let Usage { prompt_tokens, completion_tokens } = self.usage;
+        let Usage { prompt_tokens, completion_tokens, prompt_tokens_details } = self.usage;
         if self.as_text && completion_tokens > 0 {
             tell(Output::Text { text: "", tokens: completion_tokens });
         }
         let reason = self.reason.unwrap_or(FinishReason::Other);
         let reason = if self.as_text { reason } else { FinishReason::Other };
+        let cached_tokens = prompt_tokens_details.and_then(|details| details.cached_tokens);
+        let source = (completion_tokens > 0).then_some(TokenSource::Usage);
+        tell(Output::Account(answer::account(source, cached_tokens, self.timings)));
         tell(Output::Done(Finished { reason, prompt_tokens, completion_tokens }));
     }
 
@@ -259,7 +281,7 @@ mod tests {
             Output::Head { status, stream, .. } => told += &format!("[{status} {stream}]"),
             Output::Done(done) => told += &format!("{done:?}"),
             Output::Fail(f) => told += &format!("{:?} {}: {}", f.kind, f.code.name(), f.message),
-            Output::Moved { .. } | Output::Progress { .. } => {}
+            Output::Moved { .. } | Output::Progress { .. } | Output::Account(_) => {}
         };
         let mut reader = encode(infer).unwrap().reader;
         reader.head(head, &mut tell);

@@ -1,6 +1,9 @@
 //! Load generators and their reports. They measure from outside, as a client does.
 
-mod binary;
+pub mod arrival;
+pub mod dataset;
 pub mod load;
 pub mod plan;
 pub mod report;
+pub mod sample;
+pub mod workload;

@@ -112,7 +112,7 @@ impl Front {
                 Flow::Continue
             }
             // Its client got nothing yet, so that it can be tried elsewhere.
-            Output::Progress { .. } => Flow::Continue,
+            Output::Progress { .. } | Output::Account(_) => Flow::Continue,
             Output::Head { status, content_type, stream } => {
                 request.head = Some(Box::new((status, content_type.to_owned(), stream)));
                 Flow::Continue

@@ -179,7 +179,7 @@ impl<'p> Workload<'p> {
         if !self.chat && self.turns <= 1 {
             return Ask { text, chat: false, output };
         }
-        let role = |index: usize| if index % 2 == 0 { "user" } else { "assistant" };
+        let role = |index: usize| if index.is_multiple_of(2) { "user" } else { "assistant" };
         let message =
             |(index, text): (usize, &String)| json!({ "role": role(index), "content": text });
         let messages: Vec<Value> = said.iter().chain([&text]).enumerate().map(message).collect();

@@ -11,6 +11,7 @@ use std::sync::Arc;
 use super::connection::{Connection, Http, Protocol};
 use super::measure::Measures;
 use super::request::{Client, Request, Stage};
+use super::request_log::RequestLog;
 use super::{BackendConfig, Config};
 use crate::backend::engine::Flow;
 use crate::backend::pool::{Grant, Outcome};
@@ -65,6 +66,8 @@ pub struct Front {
     pub has_ended: bool,
     /// How many backends there are to try.
     pub backends: u32,
+    /// Where true times are written, if they are.
+    pub log: Option<RequestLog>,
 }
 
 /// An answer that is not streamed is held back up to here, so that a backend's failure can still be
@@ -141,6 +144,9 @@ impl Front {
         measures.tokens.add(u64::from(tokens));
         if let Some(request) = self.requests.get_mut(token) {
             request.heard = now;
+            if let Some(told) = request.told.as_mut().filter(|_| tokens > 0) {
+                told.push(now);
+            }
             if request.first.is_none() {
                 request.first = Some(now);
                 measures.ttft.record(now.micros_since(request.received));
@@ -219,10 +225,20 @@ impl Front {
 
     /// Counts a request that ended well, and forgets it.
     pub fn complete(&mut self, now: Instant, token: Token) {
+        let id = if self.log.is_some() { Some(self.request_id(token)) } else { None };
         let Some(request) = self.forget(token) else { return };
         let measures = self.measure();
         measures.completed.add(1);
         measures.total.record(now.micros_since(request.received));
+        if let (Some(log), Some(id)) = (&mut self.log, id) {
+            log.line(now, &request, &id);
+        }
+    }
+
+    fn request_id(&mut self, token: Token) -> String {
+        let connection = self.requests.get(token).map(|request| request.client.connection());
+        let http = connection.and_then(|connection| self.http(connection));
+        http.map(|http| http.asked.request_id.clone()).unwrap_or_default()
     }
 
     fn backend_failed(&mut self, now: Instant, token: Token, failure: Failure) {

@@ -327,7 +327,7 @@ impl<'r> Core<'r> {
         let went_well = result.is_ok();
         self.recorder.end(&mut flight, now, result);
         let turns = u64::from(self.plan.workload.turns.max(1));
-        let is_last = (flight.number + 1) % turns == 0;
+        let is_last = (flight.number + 1).is_multiple_of(turns);
         if let Some(mut session) = flight.session.take().filter(|_| went_well && !is_last) {
             session.said.push(self.plan.workload.turn(flight.number).0);
             session.said.push(std::mem::take(&mut flight.answer));

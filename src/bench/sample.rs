@@ -163,3 +163,52 @@ impl Recording {
         self.gave_up |= other.gave_up;
     }
 }
+
+#[cfg(test)]
+pub(super) mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    /// A run whose requests start one after the other, each with its TTFT and gaps in ms.
+    pub fn recording(requests: &[(u64, &[u64])]) -> Recording {
+        let mut recording = Recording { began: Instant(1), ..Recording::default() };
+        let mut at = Instant(1);
+        for (number, (ttft, gaps)) in requests.iter().enumerate() {
+            let first = at + Duration::from_millis(*ttft);
+            let last = first + Duration::from_millis(gaps.iter().sum());
+            recording.samples.push(Sample {
+                number: number as u64,
+                warmup: false,
+                ended: Ended::Ok,
+                intended: at,
+                startable: at,
+                sent: at,
+                first: Some(first),
+                last: Some(last),
+                end: last,
+                prompt_tokens: 1,
+                tokens: gaps.len() as u32 + 1,
+                events: gaps.len() as u32 + 1,
+                gaps_at: recording.gaps_ms.len(),
+                account: Account::default(),
+                server_queue_us: None,
+                server_first_us: None,
+            });
+            recording.gaps_ms.extend(gaps.iter().map(|gap| *gap as f32));
+            at = last;
+        }
+        recording
+    }
+
+    #[test]
+    fn a_token_takes_what_lies_between_the_first_and_the_last() {
+        let recording = recording(&[(10, &[5, 20, 5]), (7, &[])]);
+        let [long, short] = &recording.samples[..] else { panic!() };
+        assert_eq!((long.ttft_ms(), long.tpot_ms(), long.e2e_ms()), (Some(10.0), Some(10.0), 40.0));
+        assert_eq!((short.tpot_ms(), short.e2e_ms()), (None, 7.0));
+        assert_eq!(recording.gaps_of(long), [5.0, 20.0, 5.0]);
+        assert!(recording.gaps_of(short).is_empty());
+        assert_eq!(recording.tokens_source(), "events");
+    }
+}

@@ -1,9 +1,14 @@
-//! Load generators and their reports. They measure from outside, as a client does.
+//! Load generators, experiments and their reports. They measure from outside, as a client does.
 
 pub mod arrival;
 pub mod dataset;
+pub mod environment;
 pub mod load;
+pub mod outcome;
 pub mod plan;
+pub mod processes;
+pub mod record;
 pub mod report;
 pub mod sample;
+pub mod statistics;
 pub mod workload;

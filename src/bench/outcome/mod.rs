@@ -65,8 +65,10 @@ fn kinds(recording: &Recording) -> Vec<(&'static str, Vec<f64>)> {
         ("server_prompt_ms", of(&|s| us(s.account.prompt_us))),
         (
             "server_tpot_ms",
-            of(&|s| us(s.account.predicted_us.filter(|_| s.tokens > 1))
-                .map(|ms| ms / f64::from(s.tokens - 1))),
+            of(&|s| {
+                us(s.account.predicted_us.filter(|_| s.tokens > 1))
+                    .map(|ms| ms / f64::from(s.tokens - 1))
+            }),
         ),
     ];
     kinds.extend(server.into_iter().filter(|(_, values)| !values.is_empty()));
@@ -217,11 +219,14 @@ fn rates(recording: &Recording, plan: &Plan<'_>, record: &mut Record) {
     let ended = |s: &&Sample| s.counts() && s.end > start && s.end <= end;
     let requests = recording.samples.iter().filter(ended).count() as f64 / seconds;
     let interval = mean_interval(&rates, CONFIDENCE);
-    record.set("steady", json!({
-        "from_s": start.since(recording.began).as_secs_f64(), "for_s": seconds,
-        "requests_per_s": requests, "tokens_per_s": mean(&rates),
-        "tokens_per_s_ci": interval.map(|i| [i.low, i.high]),
-    }));
+    record.set(
+        "steady",
+        json!({
+            "from_s": start.since(recording.began).as_secs_f64(), "for_s": seconds,
+            "requests_per_s": requests, "tokens_per_s": mean(&rates),
+            "tokens_per_s_ci": interval.map(|i| [i.low, i.high]),
+        }),
+    );
 }
 
 /// The part of a run in which it was under its full load: from the first request that counts to the
@@ -258,12 +263,7 @@ fn token_slices(recording: &Recording, start: Instant, end: Instant) -> Vec<f64>
     slices
 }
 
-fn tokens(
-    recording: &Recording,
-    plan: &Plan<'_>,
-    record: &mut Record,
-    warnings: &mut Vec<String>,
-) {
+fn tokens(recording: &Recording, plan: &Plan<'_>, record: &mut Record, warnings: &mut Vec<String>) {
     let counted: Vec<&Sample> = recording.samples.iter().filter(|s| s.counts()).collect();
     let sum = |of: &dyn Fn(&Sample) -> u64| counted.iter().map(|s| of(s)).sum::<u64>();
     let (prompt, answer) = (sum(&|s| s.prompt_tokens.into()), sum(&|s| s.tokens.into()));

@@ -42,8 +42,11 @@ pub fn of(recording: &Recording) -> Option<Series> {
     column("ok", &|cell| count_of(cell, Ended::Ok));
     column("errors", &|cell| count_of(cell, Ended::Failed));
     column("tokens", &|cell| Some(cell.iter().map(|sample| f64::from(sample.tokens)).sum()));
-    let times: [(&str, fn(&Sample) -> Option<f64>); 3] =
-        [("ttft_ms", Sample::ttft_ms), ("e2e_ms", |s| Some(s.e2e_ms())), ("service_ms", |s| Some(s.service_ms()))];
+    let times: [(&str, fn(&Sample) -> Option<f64>); 3] = [
+        ("ttft_ms", Sample::ttft_ms),
+        ("e2e_ms", |s| Some(s.e2e_ms())),
+        ("service_ms", |s| Some(s.service_ms())),
+    ];
     for (name, time) in times {
         for (tail, share) in [("p50", 0.5), ("max", 1.0)] {
             column(&format!("{name}_{tail}"), &|cell| {

@@ -19,12 +19,8 @@ enum Figure {
     E2e,
 }
 
-const FIGURES: [(&str, Figure); 4] = [
-    ("ttft", Figure::Ttft),
-    ("itl", Figure::Itl),
-    ("tpot", Figure::Tpot),
-    ("e2e", Figure::E2e),
-];
+const FIGURES: [(&str, Figure); 4] =
+    [("ttft", Figure::Ttft), ("itl", Figure::Itl), ("tpot", Figure::Tpot), ("e2e", Figure::E2e)];
 
 impl Slo {
     /// `ttft=500ms,itl=50ms`; `duration` reads a time with its unit.
@@ -37,8 +33,9 @@ impl Slo {
     ) -> Result<Slo, String> {
         let mut slo = Slo::default();
         for part in text.split(',') {
-            let (name, bound) =
-                part.split_once('=').ok_or_else(|| format!("{part:?} is no bound, as ttft=500ms"))?;
+            let (name, bound) = part
+                .split_once('=')
+                .ok_or_else(|| format!("{part:?} is no bound, as ttft=500ms"))?;
             let figure = FIGURES.iter().find(|(known, _)| *known == name.trim());
             let (_, figure) =
                 figure.ok_or_else(|| format!("{name:?} is none of ttft, itl, tpot, e2e"))?;
@@ -74,7 +71,8 @@ impl Slo {
 impl fmt::Display for Slo {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for (index, (figure, bound)) in self.bounds.iter().enumerate() {
-            let name = FIGURES.iter().find(|(_, known)| known == figure).map_or("", |(name, _)| name);
+            let name =
+                FIGURES.iter().find(|(_, known)| known == figure).map_or("", |(name, _)| name);
             write!(f, "{}{name} <= {bound} ms", if index > 0 { ", " } else { "" })?;
         }
         Ok(())

@@ -56,15 +56,13 @@ impl Verdict {
     }
 
     fn judge(&mut self, wall_s: f64) {
-        for (lag, what) in [
-            (&self.send_lag, "requests went out"),
-            (&self.read_lag, "arrivals were read"),
-        ] {
+        for (lag, what) in
+            [(&self.send_lag, "requests went out"), (&self.read_lag, "arrivals were read")]
+        {
             let p99 = lag.percentile_ms(99.0, 100).unwrap_or(0.0);
             if p99 > LAG_MAX_MS {
-                self.reasons.push(format!(
-                    "1 in 100 {what} over {p99:.2} ms late (limit {LAG_MAX_MS} ms)"
-                ));
+                self.reasons
+                    .push(format!("1 in 100 {what} over {p99:.2} ms late (limit {LAG_MAX_MS} ms)"));
             }
         }
         // Under a tenth of a second nothing is known of shares.

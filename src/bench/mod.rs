@@ -3,6 +3,7 @@
 pub mod arrival;
 pub mod dataset;
 pub mod environment;
+pub mod frontier;
 pub mod load;
 pub mod outcome;
 pub mod plan;

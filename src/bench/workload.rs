@@ -120,6 +120,8 @@ pub struct Workload<'p> {
     pub turns: u32,
     /// Lengths by number, from a trace.
     pub lengths: Vec<Arrival>,
+    /// Prompts in one request, as a list over llama-server's own API; 0: one, by itself.
+    pub batch: u32,
 }
 
 /// The text of one request.
@@ -131,6 +133,8 @@ pub struct Ask {
     pub chat: bool,
     /// Tokens of the answer at most, where the workload says.
     pub output: Option<u32>,
+    /// The text is the body of a call of llama-server's own API, which asks a list of prompts.
+    pub call: bool,
 }
 
 impl<'p> Workload<'p> {
@@ -138,13 +142,13 @@ impl<'p> Workload<'p> {
     pub fn listed(options: Infer<'p>, prompts: Vec<String>, chat: bool) -> Workload<'p> {
         let item = |prompt| Item { turns: vec![prompt], ..Item::default() };
         let source = Source::Items(prompts.into_iter().map(item).collect());
-        Workload { options, source, chat, turns: 1, lengths: Vec::new() }
+        Workload { options, source, chat, turns: 1, lengths: Vec::new(), batch: 0 }
     }
 
     /// How many different requests there are; None: each is another.
     pub fn distinct(&self) -> Option<usize> {
         match &self.source {
-            Source::Items(items) if self.turns == 1 && self.lengths.is_empty() => Some(items.len()),
+            Source::Items(items) if self.turns <= 1 && self.batch == 0 => Some(items.len()),
             _ => None,
         }
     }
@@ -169,27 +173,52 @@ impl<'p> Workload<'p> {
 
     /// Request `number`; `said` is what was said in its session before: user, answer, user, …
     pub fn ask(&self, number: u64, said: &[String]) -> Ask {
+        if self.batch > 0 {
+            return self.ask_list(number);
+        }
         if let Source::Items(items) = &self.source
             && let item = &items[(number % items.len() as u64) as usize]
             && let Some(messages) = &item.messages
         {
-            return Ask { text: messages.clone(), chat: true, output: item.output };
+            return Ask { text: messages.clone(), chat: true, output: item.output, call: false };
         }
         let (text, output) = self.turn(number);
         if !self.chat && self.turns <= 1 {
-            return Ask { text, chat: false, output };
+            return Ask { text, chat: false, output, call: false };
         }
         let role = |index: usize| if index.is_multiple_of(2) { "user" } else { "assistant" };
         let message =
             |(index, text): (usize, &String)| json!({ "role": role(index), "content": text });
         let messages: Vec<Value> = said.iter().chain([&text]).enumerate().map(message).collect();
-        Ask { text: Value::Array(messages).to_string(), chat: true, output }
+        Ask { text: Value::Array(messages).to_string(), chat: true, output, call: false }
+    }
+
+    fn ask_list(&self, number: u64) -> Ask {
+        let batch = u64::from(self.batch);
+        let turns = (number * batch..(number + 1) * batch).map(|number| self.turn(number));
+        let (prompts, outputs): (Vec<String>, Vec<Option<u32>>) = turns.unzip();
+        let output = outputs.into_iter().flatten().max().or(self.options.max_tokens);
+        let mut body = match self.options.extra.map(serde_json::from_str) {
+            Some(Ok(Value::Object(extra))) => extra,
+            _ => serde_json::Map::new(),
+        };
+        body.insert("prompt".to_owned(), json!(prompts));
+        body.insert("n_predict".to_owned(), json!(output));
+        body.insert("stream".to_owned(), true.into());
+        if let Some(temperature) = self.options.temperature {
+            body.insert("temperature".to_owned(), json!(temperature));
+        }
+        Ask { text: Value::Object(body).to_string(), chat: false, output, call: true }
     }
 
     /// The request that an `ask` makes.
     pub fn infer<'a>(&'a self, ask: &'a Ask) -> Infer<'a> {
         let mut infer: Infer<'a> = self.options.clone();
         let text = ask.text.as_str();
+        if ask.call {
+            let body = text.as_bytes();
+            return Infer::new(Input::Api { method: "POST", path: "/completion", body });
+        }
         infer.input = if ask.chat { Input::Messages(text) } else { Input::Prompt(text) };
         infer.max_tokens = ask.output.or(infer.max_tokens);
         infer
@@ -260,7 +289,7 @@ mod tests {
             shared,
         });
         let options = Infer::new(Input::Prompt(""));
-        Workload { options, source, chat: false, turns: 1, lengths: Vec::new() }
+        Workload { options, source, chat: false, turns: 1, lengths: Vec::new(), batch: 0 }
     }
 
     #[test]
@@ -318,6 +347,19 @@ mod tests {
         );
         assert_eq!(workload.distinct(), None);
         assert_eq!(workload.infer(&ask).input, Input::Messages(&ask.text));
+    }
+
+    #[test]
+    fn a_batch_is_a_list_of_different_prompts() {
+        let mut workload = synthetic(Length::Fixed(3), 0);
+        workload.batch = 4;
+        let (first, second) = (workload.ask(0, &[]), workload.ask(1, &[]));
+        let body: Value = serde_json::from_str(&first.text).unwrap();
+        assert_eq!((body["prompt"].as_array().unwrap().len(), &body["stream"]), (4, &json!(true)));
+        assert!((4..=8).contains(&body["n_predict"].as_u64().unwrap()));
+        assert_ne!(first.text, second.text);
+        let infer = workload.infer(&first);
+        assert!(matches!(infer.input, Input::Api { path: "/completion", .. }));
     }
 
     #[test]

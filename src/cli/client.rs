@@ -77,7 +77,9 @@ pub fn run(parsed: &Parsed) -> Result<(), Error> {
     let options = infer(parsed).map_err(usage)?;
     let workload = Workload::listed(options, prompts, parsed.has("chat"));
     socket::raise_descriptor_limit();
-    let (wire, address) = endpoint(parsed, key)?;
+    let server = parsed.text("server").unwrap_or("127.0.0.1");
+    let port = parsed.number("port", 1, u16::MAX).map_err(usage)?;
+    let Endpoint { wire, address, .. } = endpoint(server, port, key)?;
     let plan = plan(parsed, wire, address, workload).map_err(usage)?;
     let single = plan.iters == Some(1) && plan.warmup == 0 && !parsed.has("json");
     let mut screen = Screen {
@@ -205,10 +207,21 @@ fn plan<'p>(
     })
 }
 
-/// How and where the server is.
-fn endpoint(parsed: &Parsed, key: Option<String>) -> Result<(Wire, SocketAddr), Error> {
-    let server = parsed.text("server").unwrap_or("127.0.0.1");
-    if server.contains("://") && parsed.has("port") {
+/// Where a server is and how it is spoken to.
+pub(super) struct Endpoint {
+    pub wire: Wire,
+    pub address: SocketAddr,
+    /// Sequences that it runs at once, if it says so.
+    pub slots: Option<u32>,
+}
+
+/// Finds a server: `http://host:port`, `cnse://host:port`, or HOST with a port of its own flag.
+pub(super) fn endpoint(
+    server: &str,
+    port: Option<u16>,
+    key: Option<String>,
+) -> Result<Endpoint, Error> {
+    if server.contains("://") && port.is_some() {
         let message = format!("--port is for --server HOST; {server} has its own");
         return Err(Error::Usage(message));
     }
@@ -216,18 +229,19 @@ fn endpoint(parsed: &Parsed, key: Option<String>) -> Result<(Wire, SocketAddr), 
         let mut target = discover::target(server).map_err(Error::Usage)?;
         target.authorization = key.map(|key| format!("Bearer {key}"));
         let found = discover::ask(&target).map_err(Error::Failed)?;
-        return Ok((Wire::Http { dialect: found.dialect, target }, found.address));
+        let wire = Wire::Http { dialect: found.dialect, target };
+        return Ok(Endpoint { wire, address: found.address, slots: found.slots });
     }
     let authority = match server.strip_prefix("cnse://") {
         Some(authority) => authority.trim_end_matches('/').to_owned(),
         None => {
-            let port = parsed.number("port", 1, u16::MAX).map_err(Error::Usage)?.unwrap_or(5050);
+            let port = port.unwrap_or(5050);
             let v6 = server.contains(':') && !server.starts_with('[');
             if v6 { format!("[{server}]:{port}") } else { format!("{server}:{port}") }
         }
     };
     let address = discover::resolve(&authority).map_err(Error::Failed)?;
-    Ok((Wire::Binary { connections: 1, token: key }, address))
+    Ok(Endpoint { wire: Wire::Binary { connections: 1, token: key }, address, slots: None })
 }
 
 /// Shows a single answer as it comes, and how far many are.

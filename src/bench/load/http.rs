@@ -157,6 +157,8 @@ fn told(
         Output::Text { text, tokens } => {
             recorder.text(&mut entry.flight, now, text.as_bytes(), u64::from(tokens));
         }
+        // Of a list of prompts; its other events end one of them, and are no text.
+        Output::Body { tokens: 0, .. } => {}
         Output::Body { bytes, tokens } => {
             recorder.text(&mut entry.flight, now, bytes, u64::from(tokens));
         }

@@ -1,5 +1,6 @@
 //! `cnse bench`: measurements and experiments, one file for each.
 
+mod gateway;
 mod latency;
 mod load;
 mod rerun;
@@ -32,6 +33,13 @@ pub const COMMANDS: &[Command] = &[
         help: throughput::HELP,
         flags: throughput::FLAGS,
         run: Run::With(throughput::run),
+    },
+    Command {
+        name: "gateway",
+        summary: "what a gateway costs, by pairs of runs; requests/s of the binary protocol",
+        help: gateway::HELP,
+        flags: gateway::FLAGS,
+        run: Run::With(gateway::run),
     },
     Command {
         name: "rerun",

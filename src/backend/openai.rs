@@ -7,6 +7,7 @@
 
 use std::borrow::Cow;
 
+use memchr::memmem;
 use serde::Deserialize;
 use serde_json::Value;
 use serde_json::value::RawValue;
@@ -149,6 +150,14 @@ impl Reader {
 
     fn event(&mut self, event: &SseEvent<'_>, tell: &mut Tell<'_>) -> Result<(), Failure> {
         self.events += 1;
+        if self.as_text
+            && let Some(text) = only_text(event.data)
+        {
+            if !text.is_empty() {
+                tell(Output::Text { text, tokens: 0 });
+            }
+            return Ok(());
+        }
         if self.as_text || may_hold_more(event.data) {
             if !event.data.starts_with(b"{") {
                 return self.pass(event, tell);
@@ -235,6 +244,29 @@ impl Reader {
     }
 }
 
+/// The text of an event that holds nothing else worth reading, which is what nearly all of a chat's
+/// events are: `…"delta":{"content":"…"}…`. None: it must be parsed to tell.
+///
+/// Without a backslash in it, a quote ends every text, so names with their quotes stand outside of
+/// texts, and a text is what stands between two quotes.
+fn only_text(data: &[u8]) -> Option<&str> {
+    const DELTA: &[u8] = b"\"delta\":{\"content\":\"";
+    let at = memmem::find(data, DELTA)? + DELTA.len();
+    let rest = &data[at..];
+    let end = memchr::memchr(b'"', rest)?;
+    let holds = |what: &[u8]| memmem::find(data, what).is_some();
+    let more = rest[end + 1..].first() != Some(&b'}')
+        || memmem::find(&rest[end..], b"\"delta\"").is_some()
+        || memchr::memchr(b'\\', data).is_some()
+        || holds(b"\"finish_reason\":\"")
+        || holds(b"\"usage\":{")
+        || holds(b"\"timings\":{")
+        || holds(b"\"error\"")
+        || !data.ends_with(b"}")
+        || data.contains(&b' ') && holds(b"\": ");
+    if more { None } else { std::str::from_utf8(&rest[..end]).ok() }
+}
+
 /// Whether an event may hold an error or token counts. A token's event says `"usage":null` or
 /// nothing of it, and is not worth a parse. Text that looks like it, quoted, costs a parse and does
 /// no harm.
@@ -245,16 +277,7 @@ fn may_hold_more(data: &[u8]) -> bool {
 }
 
 fn contains(data: &[u8], wanted: &[u8]) -> bool {
-    let last = wanted[wanted.len() - 1];
-    let mut at = wanted.len() - 1;
-    // The last byte of each pattern is rarer in JSON than its first, a quote.
-    while let Some(found) = data.get(at..).and_then(|d| d.iter().position(|&b| b == last)) {
-        at += found + 1;
-        if data[..at].ends_with(wanted) {
-            return true;
-        }
-    }
-    false
+    memmem::find(data, wanted).is_some()
 }
 
 #[cfg(test)]
@@ -317,6 +340,35 @@ mod tests {
         }
         assert!(encode(&api).unwrap().streamed);
         assert_eq!(encode(&api).unwrap().body, b"{\"stream\":true}");
+    }
+
+    #[test]
+    fn what_is_only_text_is_told_from_what_is_more() {
+        let event = |tail: &str| format!("{{\"id\":\"c\",\"choices\":[{{\"index\":0,{tail}");
+        let delta = "\"delta\":{\"content\":\" übel\"}";
+        for tail in [
+            format!("{delta},\"finish_reason\":null}}]}}"),
+            format!("{delta}}}],\"usage\":null}}"),
+            "\"delta\":{\"content\":\" übel\"},\"logprobs\":null}]}".to_owned(),
+        ] {
+            assert_eq!(only_text(event(&tail).as_bytes()), Some(" übel"), "{tail}");
+        }
+        for tail in [
+            "\"delta\":{\"content\":\"a\\n\"}}]}".to_owned(),
+            "\"delta\":{\"content\":\"a\",\"reasoning_content\":\"b\"}}]}".to_owned(),
+            "\"delta\":{\"role\":\"assistant\",\"content\":\"a\"}}]}".to_owned(),
+            format!("{delta},\"finish_reason\":\"stop\"}}]}}"),
+            format!("{delta}}}],\"usage\":{{\"prompt_tokens\":1}}}}"),
+            format!("{delta}}}],\"timings\":{{\"cache_n\":1}}}}"),
+            format!("{delta}}}],\"error\":{{}}}}"),
+            format!("{delta}}},{{{delta}}}]}}"),
+            format!("{delta}}}], \"usage\": {{\"prompt_tokens\": 1}}}}"),
+            delta.to_owned(),
+        ] {
+            let event = event(&tail);
+            let event = event.strip_suffix("\"}").filter(|_| tail == delta).unwrap_or(&event);
+            assert_eq!(only_text(event.as_bytes()), None, "{tail}");
+        }
     }
 
     #[test]

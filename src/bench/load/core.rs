@@ -26,6 +26,13 @@ const TICK_EVERY: Duration = Duration::from_millis(100);
 /// the clock.
 const SPIN: Duration = Duration::from_micros(60);
 
+/// Where so many requests are under way and arrivals come faster than one in `GATHER_BELOW`, they are
+/// let gather for `GATHER`: each would cost a wake-up, which takes longer than the arrival itself.
+/// What that adds to a stamp is at most this long, and it is counted as the generator's lag.
+const GATHER: Duration = Duration::from_micros(40);
+const GATHER_BELOW: Duration = Duration::from_micros(25);
+const GATHER_FLIGHTS_MIN: usize = 32;
+
 /// A core.
 pub(super) struct Core<'r> {
     pub plan: &'r Plan<'r>,
@@ -40,6 +47,8 @@ pub(super) struct Core<'r> {
     usage: CoreUse,
     /// When the present turn began.
     woke: Instant,
+    /// Turns in a row that came fast.
+    fast_turns: u32,
     spun: Duration,
     index: u64,
     began: Instant,
@@ -102,6 +111,7 @@ impl<'r> Core<'r> {
             timeouts: VecDeque::new(),
             usage: CoreUse::default(),
             woke: reactor.now,
+            fast_turns: 0,
             reactor,
             spun: Duration::ZERO,
             index: index as u64,
@@ -146,11 +156,17 @@ impl<'r> Core<'r> {
             self.reactor.timers.set(Instant((at.0).saturating_sub(SPIN.as_nanos() as u64)), START);
         }
         let busy = near || self.binary.is_opening();
+        let gathers = self.gathers(now, next);
+        if gathers {
+            std::thread::sleep(GATHER);
+        }
         self.reactor.wait(busy).map_err(|error| error.to_string())?;
-        self.woke = self.reactor.now;
+        let turned = self.reactor.now.since(self.woke);
+        self.fast_turns = if turned < GATHER_BELOW + GATHER { self.fast_turns + 1 } else { 0 };
+        self.woke = if gathers { now } else { self.reactor.now };
         let count = self.reactor.poller.event_count();
         if near && count == 0 {
-            self.spun += self.woke.since(now);
+            self.spun += self.reactor.now.since(now);
         }
         for index in 0..count {
             let Some((token, readiness)) = self.reactor.poller.event(index) else { continue };
@@ -171,6 +187,14 @@ impl<'r> Core<'r> {
         }
         self.expire();
         Ok(())
+    }
+
+    /// Whether arrivals come so fast that they should gather.
+    fn gathers(&self, now: Instant, next: Option<Instant>) -> bool {
+        self.under_way >= GATHER_FLIGHTS_MIN
+            && self.http.is_some()
+            && self.fast_turns >= 4
+            && next.is_none_or(|at| at > now + 2 * GATHER)
     }
 
     fn tick(&mut self) {

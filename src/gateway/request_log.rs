@@ -40,7 +40,8 @@ impl RequestLog {
     /// Notes a request that has ended well.
     pub fn line(&mut self, now: Instant, request: &Request, id: &str) {
         let since = |at: Instant| at.micros_since(request.received);
-        let told = request.told.as_deref().map_or(&[][..], |told| told);
+        // What made no tokens, such as a look at /props, is no answer.
+        let Some(told) = request.told.as_deref().filter(|told| !told.is_empty()) else { return };
         let told: Vec<u64> = told.iter().map(|at| since(*at)).collect();
         let json = serde_json::json!({
             "id": id, "received_us": request.received.0 / 1_000,

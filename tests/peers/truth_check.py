@@ -70,12 +70,16 @@ def main():
                 print(f"  {figure} p50 is {p50}, the delay is {delay} OFF")
                 faults.append(f"{figure} of the delay")
     if "stall" in name:
-        response, service = result["ttft_ms"], result["ttft_service_ms"]
-        print(f"  response p99 {response['p99'] or math.nan:.0f} ms, max {response['max']:.0f} ms;"
-              f" from the write p50 {service['p50']:.0f} ms, p95 {service['p95']:.0f} ms")
-        if response["max"] < 1900 or (response["p90"] or 0) < 200:
+        # From the raw requests: two stalls are too few for the result to print such percentiles.
+        response = sorted(row["ttft_ms"] for row in counted)
+        service = sorted(row["ttft_service_ms"] for row in counted)
+        r95, s95 = quantile(response, 0.95), quantile(service, 0.95)
+        print(f"  from the intended start: p95 {r95:.0f} ms, p99 {quantile(response, 0.99):.0f} ms,"
+              f" max {response[-1]:.0f} ms; from the write: p95 {s95:.0f} ms,"
+              f" p99 {quantile(service, 0.99):.0f} ms, max {service[-1]:.0f} ms")
+        if response[-1] < 1900 or r95 < 1000:
             faults.append("the stall does not show in the response time")
-        if name == "capped-stall" and (service["p95"] or 0) > 500:
+        if name == "capped-stall" and s95 > 500:
             faults.append("the bound did not keep the wait in the client")
     for fault in faults:
         print(f"  FAULT: {fault}")

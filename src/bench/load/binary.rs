@@ -159,13 +159,15 @@ impl Core<'_> {
     pub(super) fn binary_event(&mut self, token: Token) {
         let mut scratch = std::mem::take(&mut self.reactor.scratch);
         while let Some(connection) = self.binary.connections.get_mut(token) {
-            match socket::read(&connection.stream, &mut scratch) {
+            let (incoming, ago) = socket::read_stamped(&connection.stream, &mut scratch);
+            match incoming {
                 Incoming::Bytes(count) => {
-                    self.binary_input(token, &scratch[..count]);
+                    let (now, ago) = (self.reactor.tick(), ago.unwrap_or_default());
+                    let arrival = Instant(now.0.saturating_sub(ago.as_nanos() as u64));
+                    self.binary_input(arrival, token, &scratch[..count]);
                     if count < scratch.len() {
                         break;
                     }
-                    self.reactor.tick();
                 }
                 Incoming::WouldBlock => break,
                 Incoming::Closed => {
@@ -184,8 +186,7 @@ impl Core<'_> {
         self.flush(token);
     }
 
-    fn binary_input(&mut self, token: Token, input: &[u8]) {
-        let now = self.reactor.now;
+    fn binary_input(&mut self, now: Instant, token: Token, input: &[u8]) {
         let Some(connection) = self.binary.connections.get_mut(token) else { return };
         let mut held = std::mem::take(&mut connection.held);
         let input = if held.is_empty() {

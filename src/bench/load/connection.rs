@@ -45,8 +45,10 @@ impl BinaryConnection {
             max_payload: None,
             max_requests: None,
         });
+        let stream = socket::connect(address, source)?;
+        socket::stamp_arrivals(&stream)?;
         Ok(BinaryConnection {
-            stream: socket::connect(address, source)?,
+            stream,
             client,
             held: Vec::new(),
             greeted: false,

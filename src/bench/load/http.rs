@@ -1,5 +1,6 @@
 //! Requests over HTTP, through the engine that the gateway and the scheduler use too.
 
+use std::cell::Cell;
 use std::rc::Rc;
 
 use super::core::{Core, FLIGHT, UPSTREAM};
@@ -20,6 +21,8 @@ pub(super) struct Http {
     listed: Vec<Rc<Call>>,
     /// Those that the engine told the end of.
     ended: Vec<Token>,
+    /// When what the engine tells came.
+    arrival: Rc<Cell<Instant>>,
 }
 
 /// A request under way over HTTP.
@@ -39,8 +42,10 @@ impl Http {
         let timeouts = Timeouts { connect: limit, first_token: limit, token: limit };
         let mut engine = Engine::new(UPSTREAM, vec![target.clone()], timeouts);
         engine.set_address(0, Some(plan.address));
+        let arrival = engine.stamp_arrivals();
         let flights = Slab::new(FLIGHT);
-        let mut http = Http { dialect, engine, flights, listed: Vec::new(), ended: Vec::new() };
+        let (listed, ended) = (Vec::new(), Vec::new());
+        let mut http = Http { dialect, engine, flights, listed, ended, arrival };
         // What cannot be encoded is told before anything is sent.
         let call = http.encode(plan, 0, &[])?;
         if let Some(count) = plan.workload.distinct().filter(|count| *count <= LISTED_MAX) {
@@ -92,9 +97,10 @@ impl Core<'_> {
 
     pub(super) fn http_event(&mut self, token: Token, readiness: Readiness) {
         let Core { http: Some(http), reactor, recorder, .. } = self else { return };
-        let Http { engine, flights, ended, .. } = http;
-        let now = reactor.now;
-        let mut sink = |tag, output: Output<'_>| told(flights, ended, recorder, now, tag, output);
+        let Http { engine, flights, ended, arrival, .. } = http;
+        arrival.set(reactor.now);
+        let mut sink =
+            |tag, output: Output<'_>| told(flights, ended, recorder, arrival.get(), tag, output);
         let mut more = engine.event(reactor, token, readiness, &mut sink);
         while more {
             more = engine.read(reactor, token, &mut sink);

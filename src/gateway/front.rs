@@ -144,8 +144,12 @@ impl Front {
         measures.tokens.add(u64::from(tokens));
         if let Some(request) = self.requests.get_mut(token) {
             request.heard = now;
-            if let Some(told) = request.told.as_mut().filter(|_| tokens > 0) {
-                told.push(now);
+            if let (Some(log), Client::Http { connection }) = (&mut self.log, request.client)
+                && tokens > 0
+                && let Some(Protocol::Http(http)) =
+                    self.connections.get(connection).map(|connection| &connection.protocol)
+            {
+                log.token(connection, request.received, &http.asked.request_id);
             }
             if request.first.is_none() {
                 request.first = Some(now);
@@ -225,20 +229,13 @@ impl Front {
 
     /// Counts a request that ended well, and forgets it.
     pub fn complete(&mut self, now: Instant, token: Token) {
-        let id = if self.log.is_some() { Some(self.request_id(token)) } else { None };
+        if let (Some(log), Some(request)) = (&mut self.log, self.requests.get(token)) {
+            log.ended(request.client.connection(), true);
+        }
         let Some(request) = self.forget(token) else { return };
         let measures = self.measure();
         measures.completed.add(1);
         measures.total.record(now.micros_since(request.received));
-        if let (Some(log), Some(id)) = (&mut self.log, id) {
-            log.line(now, &request, &id);
-        }
-    }
-
-    fn request_id(&mut self, token: Token) -> String {
-        let connection = self.requests.get(token).map(|request| request.client.connection());
-        let http = connection.and_then(|connection| self.http(connection));
-        http.map(|http| http.asked.request_id.clone()).unwrap_or_default()
     }
 
     fn backend_failed(&mut self, now: Instant, token: Token, failure: Failure) {
@@ -348,6 +345,9 @@ impl Front {
         let request = self.requests.remove(token)?;
         self.has_ended = true;
         let connection = request.client.connection();
+        if let Some(log) = &mut self.log {
+            log.ended(connection, false);
+        }
         if let Some(http) = self.http(connection) {
             http.request = None;
             http.asked = super::connection::Asked::default();
@@ -379,6 +379,9 @@ impl Front {
             connection.is_dirty = false;
             if !connection.write() {
                 return self.close(token);
+            }
+            if let Some(log) = &mut self.log {
+                log.written(token);
             }
             let event = match &mut connection.protocol {
                 Protocol::Undetected => None,

@@ -321,7 +321,6 @@ impl Worker {
             received: now,
             dispatched: now,
             first: None,
-            told: self.front.log.as_ref().map(|_| Vec::new()),
             deadline: limit.map_or(Instant::FAR, |limit| now + limit),
             step_at: Instant::FAR,
             heard: now,

@@ -85,8 +85,6 @@ pub struct Request {
     pub dispatched: Instant,
     /// When the first text came.
     pub first: Option<Instant>,
-    /// When each token was told, where a log wants it.
-    pub told: Option<Vec<Instant>>,
     /// When it must have ended.
     pub deadline: Instant,
     /// When its job is to be stepped.

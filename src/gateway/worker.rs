@@ -107,7 +107,8 @@ impl Worker {
         let binary_config = ServerConfig { token: config.api_key.clone(), agent };
         let others = config.threads - 1;
         let up = vec![matches!(source, Source::Builtin(_)); names.len()];
-        let log = config.request_log.as_deref().map(RequestLog::open).transpose()?;
+        let log = config.request_log.as_deref();
+        let log = log.map(|path| RequestLog::open(path, clock)).transpose()?;
         let seed = std::process::id() as u64 ^ (core as u64) << 32 ^ reactor.now.0 << 8;
         Ok(Worker {
             front: Front {

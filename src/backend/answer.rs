@@ -3,11 +3,11 @@
 use serde::Deserialize;
 use serde_json::{Map, Number, Value};
 
-use super::{Answer, Failure, FailureKind};
+use super::{Account, Answer, Failure, FailureKind, TokenSource};
 use crate::wire::frame::{ErrorCode, FinishReason};
 use crate::wire::http1::ResponseHead;
 use crate::wire::message::Infer;
-use crate::wire::openai::{Usage, error_json};
+use crate::wire::openai::{Timings, Usage, error_json};
 use crate::wire::sse::{SseEvent, SseSplitter};
 
 /// An error body is read up to here; the rest says no more.
@@ -120,6 +120,22 @@ pub fn usage_in(tail: &[u8]) -> Option<Usage> {
     let at = (0..tail.len().saturating_sub(name.len())).rfind(|&i| tail[i..].starts_with(name))?;
     let mut values = serde_json::Deserializer::from_slice(&tail[at + name.len()..]).into_iter();
     values.next()?.ok()
+}
+
+/// What an answer cost.
+pub fn account(
+    source: Option<TokenSource>,
+    cached_tokens: Option<u32>,
+    timings: Option<Timings>,
+) -> Account {
+    let us = |ms: Option<f64>| ms.map(|ms| (ms.max(0.0) * 1e3) as u64);
+    let timings = timings.unwrap_or_default();
+    Account {
+        source,
+        cached_tokens: cached_tokens.or(timings.cache_n),
+        prompt_us: us(timings.prompt_ms),
+        predicted_us: us(timings.predicted_ms),
+    }
 }
 
 /// The finish reason of a name in OpenAI's API.

@@ -12,6 +12,7 @@
 //!              `-------------+-----------------------------+-> Fail: refused, timeout, broke off
 //! ```
 
+use std::cell::Cell;
 use std::net::{SocketAddr, TcpStream};
 use std::rc::Rc;
 use std::time::Duration;
@@ -81,6 +82,8 @@ pub struct Engine {
     upstreams: Slab<Upstream>,
     /// Per target, connections that can be used again; the latest is taken first.
     idle: Vec<Vec<Token>>,
+    /// When what is being told came, by the kernel's stamps, for whoever asked for them.
+    arrival: Option<Rc<Cell<Instant>>>,
 }
 
 #[derive(Debug)]
@@ -129,7 +132,7 @@ impl Engine {
     /// An engine whose connections have tokens of `kind`.
     pub fn new(kind: u8, targets: Vec<Target>, timeouts: Timeouts) -> Engine {
         let idle = targets.iter().map(|_| Vec::new()).collect();
-        Engine { kind, targets, timeouts, upstreams: Slab::new(kind), idle }
+        Engine { kind, targets, timeouts, upstreams: Slab::new(kind), idle, arrival: None }
     }
 
     /// The kind of its tokens.
@@ -140,6 +143,12 @@ impl Engine {
     /// The backends.
     pub fn targets(&self) -> &[Target] {
         &self.targets
+    }
+
+    /// Has the kernel stamp what comes. While a sink is told something, the cell has the moment at
+    /// which that came, which is earlier than the one at which it was read.
+    pub fn stamp_arrivals(&mut self) -> Rc<Cell<Instant>> {
+        self.arrival.get_or_insert_default().clone()
     }
 
     /// Notes where a backend is now.
@@ -210,7 +219,16 @@ impl Engine {
             return false;
         }
         let mut scratch = std::mem::take(&mut reactor.scratch);
-        let incoming = socket::read(&upstream.stream, &mut scratch);
+        let incoming = match &self.arrival {
+            None => socket::read(&upstream.stream, &mut scratch),
+            Some(arrival) => {
+                let (incoming, ago) = socket::read_stamped(&upstream.stream, &mut scratch);
+                let now = reactor.tick();
+                let ago = ago.unwrap_or_default().as_nanos() as u64;
+                arrival.set(Instant(now.0.saturating_sub(ago)));
+                incoming
+            }
+        };
         let more = match incoming {
             Incoming::WouldBlock => {
                 upstream.readable = false;
@@ -261,6 +279,10 @@ impl Engine {
             address.ok_or_else(|| failure(format!("{name}: its address is not known")))?;
         let stream = socket::connect(address, None)
             .map_err(|error| failure(format!("connecting to {name}: {error}")))?;
+        if self.arrival.is_some() {
+            socket::stamp_arrivals(&stream)
+                .map_err(|error| failure(format!("stamping what comes from {name}: {error}")))?;
+        }
         let upstream = Upstream {
             stream,
             target,

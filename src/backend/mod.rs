@@ -57,10 +57,34 @@ pub enum Output<'a> {
         /// The engine's new token for it.
         call: u64,
     },
+    /// What the answer cost, as far as the backend says; at most once, ahead of `Done`.
+    Account(Account),
     /// The good end.
     Done(Finished),
     /// The bad end.
     Fail(Failure),
+}
+
+/// Who counted the tokens of an answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TokenSource {
+    /// `usage` of OpenAI's API.
+    Usage,
+    /// llama-server's `timings`, or its `tokens_predicted`.
+    Timings,
+}
+
+/// A backend's own figures of an answer.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Account {
+    /// Who counted its tokens; None: nobody.
+    pub source: Option<TokenSource>,
+    /// Tokens of the prompt that were in the backend's cache.
+    pub cached_tokens: Option<u32>,
+    /// How long it worked on the prompt; the first token is in it.
+    pub prompt_us: Option<u64>,
+    /// How long it worked on the tokens after the first.
+    pub predicted_us: Option<u64>,
 }
 
 /// How an answer ended well. Counts are the backend's, 0 where it gives none.

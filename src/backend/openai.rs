@@ -7,16 +7,17 @@
 
 use std::borrow::Cow;
 
+use memchr::memmem;
 use serde::Deserialize;
 use serde_json::Value;
 use serde_json::value::RawValue;
 
 use super::answer::{self, Intake, Part, finish_reason};
-use super::{Exchange, Failure, Finished, Output, Tell};
+use super::{Exchange, Failure, Finished, Output, Tell, TokenSource};
 use crate::wire::frame::{ErrorCode, FinishReason};
 use crate::wire::http1::ResponseHead;
 use crate::wire::message::{Infer, Input};
-use crate::wire::openai::{RequestPeek, Usage};
+use crate::wire::openai::{RequestPeek, Timings, Usage};
 use crate::wire::sse::SseEvent;
 
 /// What to send for `infer`.
@@ -73,6 +74,7 @@ pub struct Reader {
     as_text: bool,
     state: Intake,
     usage: Usage,
+    timings: Option<Timings>,
     reason: Option<FinishReason>,
     events: u64,
 }
@@ -83,6 +85,8 @@ struct Event<'a> {
     choices: Vec<Choice<'a>>,
     #[serde(default)]
     usage: Option<Usage>,
+    #[serde(default)]
+    timings: Option<Timings>,
     #[serde(default, borrow)]
     error: Option<&'a RawValue>,
 }
@@ -101,11 +105,21 @@ struct Choice<'a> {
 struct Delta<'a> {
     #[serde(default, borrow)]
     content: Option<Cow<'a, str>>,
+    /// What a reasoning model thinks, by llama-server's and most others' name, and by OpenRouter's.
+    #[serde(default, borrow, alias = "reasoning")]
+    reasoning_content: Option<Cow<'a, str>>,
 }
 
 impl Reader {
     fn new(as_text: bool) -> Reader {
-        Reader { as_text, state: Intake::Head, usage: Usage::default(), reason: None, events: 0 }
+        Reader {
+            as_text,
+            state: Intake::Head,
+            usage: Usage::default(),
+            timings: None,
+            reason: None,
+            events: 0,
+        }
     }
 
     pub(super) fn head(&mut self, head: &ResponseHead<'_>, tell: &mut Tell<'_>) {
@@ -136,6 +150,14 @@ impl Reader {
 
     fn event(&mut self, event: &SseEvent<'_>, tell: &mut Tell<'_>) -> Result<(), Failure> {
         self.events += 1;
+        if self.as_text
+            && let Some(text) = only_text(event.data)
+        {
+            if !text.is_empty() {
+                tell(Output::Text { text, tokens: 0 });
+            }
+            return Ok(());
+        }
         if self.as_text || may_hold_more(event.data) {
             if !event.data.starts_with(b"{") {
                 return self.pass(event, tell);
@@ -152,9 +174,15 @@ impl Reader {
             if let Some(usage) = parsed.usage {
                 self.usage = usage;
             }
+            self.timings = parsed.timings.or(self.timings);
             for choice in &parsed.choices {
                 self.reason = choice.finish_reason.as_deref().map(finish_reason).or(self.reason);
-                let content = choice.delta.as_ref().and_then(|delta| delta.content.as_deref());
+                let delta = choice.delta.as_ref();
+                let thought = delta.and_then(|delta| delta.reasoning_content.as_deref());
+                if self.as_text && thought.is_some_and(|thought| !thought.is_empty()) {
+                    tell(Output::Progress { tokens: 0 });
+                }
+                let content = delta.and_then(|delta| delta.content.as_deref());
                 if let Some(text) = content.or(choice.text.as_deref())
                     && self.as_text
                     && !text.is_empty()
@@ -199,18 +227,44 @@ impl Reader {
     }
 
     fn done(&mut self, tell: &mut Tell<'_>) {
-        let Usage { prompt_tokens, completion_tokens } = self.usage;
+        let Usage { prompt_tokens, completion_tokens, prompt_tokens_details } = self.usage;
         if self.as_text && completion_tokens > 0 {
             tell(Output::Text { text: "", tokens: completion_tokens });
         }
         let reason = self.reason.unwrap_or(FinishReason::Other);
         let reason = if self.as_text { reason } else { FinishReason::Other };
+        let cached_tokens = prompt_tokens_details.and_then(|details| details.cached_tokens);
+        let source = (completion_tokens > 0).then_some(TokenSource::Usage);
+        tell(Output::Account(answer::account(source, cached_tokens, self.timings)));
         tell(Output::Done(Finished { reason, prompt_tokens, completion_tokens }));
     }
 
     pub(super) fn is_over(&self) -> bool {
         matches!(self.state, Intake::Over)
     }
+}
+
+/// The text of an event that holds nothing else worth reading, which is what nearly all of a chat's
+/// events are: `…"delta":{"content":"…"}…`. None: it must be parsed to tell.
+///
+/// Without a backslash in it, a quote ends every text, so names with their quotes stand outside of
+/// texts, and a text is what stands between two quotes.
+fn only_text(data: &[u8]) -> Option<&str> {
+    const DELTA: &[u8] = b"\"delta\":{\"content\":\"";
+    let at = memmem::find(data, DELTA)? + DELTA.len();
+    let rest = &data[at..];
+    let end = memchr::memchr(b'"', rest)?;
+    let holds = |what: &[u8]| memmem::find(data, what).is_some();
+    let more = rest[end + 1..].first() != Some(&b'}')
+        || memmem::find(&rest[end..], b"\"delta\"").is_some()
+        || memchr::memchr(b'\\', data).is_some()
+        || holds(b"\"finish_reason\":\"")
+        || holds(b"\"usage\":{")
+        || holds(b"\"timings\":{")
+        || holds(b"\"error\"")
+        || !data.ends_with(b"}")
+        || data.contains(&b' ') && holds(b"\": ");
+    if more { None } else { std::str::from_utf8(&rest[..end]).ok() }
 }
 
 /// Whether an event may hold an error or token counts. A token's event says `"usage":null` or
@@ -223,16 +277,7 @@ fn may_hold_more(data: &[u8]) -> bool {
 }
 
 fn contains(data: &[u8], wanted: &[u8]) -> bool {
-    let last = wanted[wanted.len() - 1];
-    let mut at = wanted.len() - 1;
-    // The last byte of each pattern is rarer in JSON than its first, a quote.
-    while let Some(found) = data.get(at..).and_then(|d| d.iter().position(|&b| b == last)) {
-        at += found + 1;
-        if data[..at].ends_with(wanted) {
-            return true;
-        }
-    }
-    false
+    memmem::find(data, wanted).is_some()
 }
 
 #[cfg(test)]
@@ -259,7 +304,7 @@ mod tests {
             Output::Head { status, stream, .. } => told += &format!("[{status} {stream}]"),
             Output::Done(done) => told += &format!("{done:?}"),
             Output::Fail(f) => told += &format!("{:?} {}: {}", f.kind, f.code.name(), f.message),
-            Output::Moved { .. } | Output::Progress { .. } => {}
+            Output::Moved { .. } | Output::Progress { .. } | Output::Account(_) => {}
         };
         let mut reader = encode(infer).unwrap().reader;
         reader.head(head, &mut tell);
@@ -295,6 +340,35 @@ mod tests {
         }
         assert!(encode(&api).unwrap().streamed);
         assert_eq!(encode(&api).unwrap().body, b"{\"stream\":true}");
+    }
+
+    #[test]
+    fn what_is_only_text_is_told_from_what_is_more() {
+        let event = |tail: &str| format!("{{\"id\":\"c\",\"choices\":[{{\"index\":0,{tail}");
+        let delta = "\"delta\":{\"content\":\" übel\"}";
+        for tail in [
+            format!("{delta},\"finish_reason\":null}}]}}"),
+            format!("{delta}}}],\"usage\":null}}"),
+            "\"delta\":{\"content\":\" übel\"},\"logprobs\":null}]}".to_owned(),
+        ] {
+            assert_eq!(only_text(event(&tail).as_bytes()), Some(" übel"), "{tail}");
+        }
+        for tail in [
+            "\"delta\":{\"content\":\"a\\n\"}}]}".to_owned(),
+            "\"delta\":{\"content\":\"a\",\"reasoning_content\":\"b\"}}]}".to_owned(),
+            "\"delta\":{\"role\":\"assistant\",\"content\":\"a\"}}]}".to_owned(),
+            format!("{delta},\"finish_reason\":\"stop\"}}]}}"),
+            format!("{delta}}}],\"usage\":{{\"prompt_tokens\":1}}}}"),
+            format!("{delta}}}],\"timings\":{{\"cache_n\":1}}}}"),
+            format!("{delta}}}],\"error\":{{}}}}"),
+            format!("{delta}}},{{{delta}}}]}}"),
+            format!("{delta}}}], \"usage\": {{\"prompt_tokens\": 1}}}}"),
+            delta.to_owned(),
+        ] {
+            let event = event(&tail);
+            let event = event.strip_suffix("\"}").filter(|_| tail == delta).unwrap_or(&event);
+            assert_eq!(only_text(event.as_bytes()), None, "{tail}");
+        }
     }
 
     #[test]

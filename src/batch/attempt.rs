@@ -281,6 +281,7 @@ impl Attempt {
             Output::Head { status, .. } => self.status = status,
             Output::Body { bytes, tokens } => self.text(now, bytes, tokens),
             Output::Moved { call } => self.stage = Stage::Http(Token(call)),
+            Output::Account(_) => {}
             Output::Done(finished) => self.end(Ok(finished)),
             Output::Fail(failure) => self.end(Err(failure)),
         }

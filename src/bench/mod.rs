@@ -1,11 +1,16 @@
 //! Load generators, experiments and their reports. They measure from outside, as a client does.
 
-mod binary;
+pub mod arrival;
+pub mod dataset;
 pub mod environment;
 pub mod experiment;
+pub mod frontier;
 pub mod load;
+pub mod outcome;
 pub mod plan;
 pub mod processes;
 pub mod record;
 pub mod report;
+pub mod sample;
 pub mod statistics;
+pub mod workload;

@@ -3,15 +3,16 @@
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
-use super::report::Report;
+use super::arrival::Arrivals;
+use super::workload::Workload;
 use crate::backend::Dialect;
 use crate::backend::engine::Target;
-use crate::wire::message::Infer;
 
 /// How the server is spoken to.
 #[derive(Clone, Debug)]
 pub enum Wire {
-    /// The binary protocol, over so many connections.
+    /// The binary protocol, over so many connections; more are opened where an open loop needs
+    /// them.
     Binary {
         /// Connections.
         connections: usize,
@@ -28,26 +29,30 @@ pub enum Wire {
 }
 
 /// A run to be done.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Plan<'p> {
     /// How the server is spoken to.
     pub wire: Wire,
     /// Where it is.
     pub address: SocketAddr,
-    /// What is asked, in turn.
-    pub requests: Vec<Infer<'p>>,
+    /// What is asked.
+    pub workload: Workload<'p>,
+    /// When.
+    pub arrivals: Arrivals,
+    /// What the arrivals depend on.
+    pub seed: u64,
     /// How many are asked and recorded; None: as many as fit in `duration`.
     pub iters: Option<u64>,
     /// How many are asked before that and not recorded.
     pub warmup: u64,
     /// No request starts later than this.
     pub duration: Option<Duration>,
-    /// Requests at once.
-    pub concurrency: usize,
-    /// Requests a second, whether or not others have ended.
-    pub rate: Option<f64>,
-    /// With `rate`: intervals are exponential instead of equal.
-    pub poisson: bool,
+    /// Requests at once; None (in an open loop): as many as it takes.
+    pub concurrency: Option<usize>,
+    /// Threads that generate the load, each with its share of it.
+    pub cores: usize,
+    /// In a session: from an answer's end to the next question.
+    pub think: Duration,
     /// The first credit of a request, topped up as its text is read.
     pub credit: u32,
     /// Bytes a second that each request's reader takes.
@@ -58,12 +63,45 @@ pub struct Plan<'p> {
     pub timeout: Duration,
     /// Local addresses to connect from, in turn.
     pub sources: Vec<IpAddr>,
+    /// The run ends early once this share of its requests has failed.
+    pub errors_max: Option<f64>,
+    /// Every request is kept, and not only counted.
+    pub keep: bool,
+}
+
+/// How far a run is.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Progress {
+    /// Requests that ended well.
+    pub ok: u64,
+    /// Requests that failed.
+    pub failed: u64,
+    /// Requests that the run itself cancelled.
+    pub cancelled: u64,
+    /// Tokens of answers.
+    pub tokens: u64,
+}
+
+impl Progress {
+    /// Requests that have ended.
+    pub fn ended(&self) -> u64 {
+        self.ok + self.failed + self.cancelled
+    }
 }
 
 /// What a run tells while it goes on.
 pub trait Watcher {
-    /// Text of the answer.
+    /// Text of the answer, of a run on one core.
     fn text(&mut self, text: &[u8]);
     /// How far it is, every now and then.
-    fn progress(&mut self, report: &Report);
+    fn progress(&mut self, progress: Progress);
+}
+
+/// Watches nothing.
+#[derive(Clone, Copy, Debug)]
+pub struct Unwatched;
+
+impl Watcher for Unwatched {
+    fn text(&mut self, _: &[u8]) {}
+    fn progress(&mut self, _: Progress) {}
 }

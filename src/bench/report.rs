@@ -47,6 +47,27 @@ impl Report {
         self.errors.values().sum()
     }
 
+    /// Adds what another core of the generator counted.
+    pub fn merge(&mut self, other: &Report) {
+        self.ok += other.ok;
+        self.cancelled += other.cancelled;
+        self.late += other.late;
+        self.tokens += other.tokens;
+        self.text_bytes += other.text_bytes;
+        for (kind, count) in &other.errors {
+            *self.errors.entry(kind.clone()).or_default() += count;
+        }
+        for (mine, theirs) in [
+            (&mut self.queue, &other.queue),
+            (&mut self.ttft, &other.ttft),
+            (&mut self.itl, &other.itl),
+            (&mut self.e2e, &other.e2e),
+            (&mut self.service, &other.service),
+        ] {
+            mine.merge(theirs);
+        }
+    }
+
     fn per_second(&self, count: u64) -> f64 {
         if self.wall_s > 0.0 { count as f64 / self.wall_s } else { 0.0 }
     }

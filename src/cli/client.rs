@@ -7,9 +7,10 @@ use std::time::{Duration, SystemTime};
 use super::Error;
 use super::flags::{Flag, Parsed};
 use crate::backend::discover;
+use crate::bench::arrival::Arrivals;
 use crate::bench::load;
-use crate::bench::plan::{Plan, Watcher, Wire};
-use crate::bench::report::Report;
+use crate::bench::plan::{Plan, Progress, Watcher, Wire};
+use crate::bench::workload::Workload;
 use crate::limits::{CREDIT_MAX, OPEN_REQUESTS_MAX};
 use crate::net::socket;
 use crate::wire::message::{Infer, Input, PRIORITY_DEFAULT};
@@ -69,24 +70,17 @@ pub const FLAGS: &[Flag] = &[
     Flag::switch("json", "the result as one JSON object on stdout"),
 ];
 
-/// What is asked and how, with the texts that requests borrow.
-struct Texts {
-    prompts: Vec<String>,
-    chats: Vec<String>,
-}
-
 pub fn run(parsed: &Parsed) -> Result<(), Error> {
     let usage = Error::Usage;
     let key = std::env::var("CNSE_API_KEY").ok().filter(|key| !key.is_empty());
-    let texts = texts(parsed)?;
-    let mut requests = Vec::new();
-    for (prompt, chat) in texts.prompts.iter().zip(&texts.chats) {
-        let input = if parsed.has("chat") { Input::Messages(chat) } else { Input::Prompt(prompt) };
-        requests.push(infer(parsed, input).map_err(usage)?);
-    }
+    let prompts = prompts(parsed)?;
+    let options = infer(parsed).map_err(usage)?;
+    let workload = Workload::listed(options, prompts, parsed.has("chat"));
     socket::raise_descriptor_limit();
-    let (wire, address) = endpoint(parsed, key)?;
-    let plan = plan(parsed, wire, address, requests).map_err(usage)?;
+    let server = parsed.text("server").unwrap_or("127.0.0.1");
+    let port = parsed.number("port", 1, u16::MAX).map_err(usage)?;
+    let Endpoint { wire, address, .. } = endpoint(server, port, key)?;
+    let plan = plan(parsed, wire, address, workload).map_err(usage)?;
     let single = plan.iters == Some(1) && plan.warmup == 0 && !parsed.has("json");
     let mut screen = Screen {
         single,
@@ -95,7 +89,7 @@ pub fn run(parsed: &Parsed) -> Result<(), Error> {
         broken_pipe: false,
     };
     let started_at = crate::log::utc(SystemTime::now());
-    let mut report = load::run(&plan, &mut screen).map_err(Error::Failed)?;
+    let mut report = load::run(&plan, &mut screen).map_err(Error::Failed)?.report;
     report.started_at = started_at;
     report.command = std::env::args().skip(1).collect();
     screen.end();
@@ -111,7 +105,7 @@ pub fn run(parsed: &Parsed) -> Result<(), Error> {
     if report.error_count() > 0 || expected == 0 { Err(Error::Reported) } else { Ok(()) }
 }
 
-fn texts(parsed: &Parsed) -> Result<Texts, Error> {
+fn prompts(parsed: &Parsed) -> Result<Vec<String>, Error> {
     let prompts: Vec<String> = match (parsed.text("prompt"), parsed.text("prompt-file")) {
         (Some(prompt), None) => vec![prompt.to_owned()],
         (None, Some(file)) => {
@@ -128,16 +122,13 @@ fn texts(parsed: &Parsed) -> Result<Texts, Error> {
     if prompts.is_empty() {
         return Err(Error::Failed("the prompt file holds no prompt".to_owned()));
     }
-    let chat =
-        |prompt: &String| serde_json::json!([{ "role": "user", "content": prompt }]).to_string();
-    let chats = prompts.iter().map(chat).collect();
-    Ok(Texts { prompts, chats })
+    Ok(prompts)
 }
 
-fn infer<'p>(parsed: &'p Parsed, input: Input<'p>) -> Result<Infer<'p>, String> {
+fn infer(parsed: &Parsed) -> Result<Infer<'_>, String> {
     let deadline = parsed.duration("deadline")?;
     Ok(Infer {
-        input,
+        input: Input::Prompt(""),
         model: parsed.text("model"),
         max_tokens: parsed.number("n-predict", 1, u32::MAX)?,
         temperature: parsed.number("temperature", 0.0, 100.0)?,
@@ -159,12 +150,16 @@ fn plan<'p>(
     parsed: &Parsed,
     mut wire: Wire,
     address: SocketAddr,
-    requests: Vec<Infer<'p>>,
+    workload: Workload<'p>,
 ) -> Result<Plan<'p>, String> {
-    let rate = parsed.number("rate", 1e-3, 1e7)?;
+    let arrivals = match parsed.number("rate", 1e-3, 1e7)? {
+        None => Arrivals::Closed,
+        Some(rate) if parsed.has("poisson") => Arrivals::Gamma { rate, shape: 1.0 },
+        Some(rate) => Arrivals::Fixed { rate },
+    };
     let duration = parsed.duration("duration")?;
     let iters = parsed.number("iters", 1, u64::MAX)?;
-    let default = if rate.is_some() { 1024 } else { 1 };
+    let default = if arrivals.is_open() { 1024 } else { 1 };
     let concurrency = parsed.number("concurrency", 1, 1_000_000_usize)?.unwrap_or(default);
     let asked = parsed.number("connections", 1, 1_000_000_usize)?;
     if let Wire::Binary { connections, .. } = &mut wire {
@@ -193,25 +188,40 @@ fn plan<'p>(
     Ok(Plan {
         wire,
         address,
-        requests,
+        workload,
+        arrivals,
+        seed: 1,
         iters: iters.or(if duration.is_some() { None } else { Some(1) }),
         warmup: parsed.number("warmup", 0, u64::MAX)?.unwrap_or(0),
         duration,
-        concurrency,
-        rate,
-        poisson: parsed.has("poisson"),
+        concurrency: Some(concurrency),
+        cores: 1,
+        think: Duration::ZERO,
         credit,
         slow: slow.map(|bytes| bytes as u32),
         cancel_after: parsed.duration("cancel-after")?,
         timeout: parsed.duration("timeout")?.unwrap_or(Duration::from_secs(600)),
         sources,
+        errors_max: None,
+        keep: false,
     })
 }
 
-/// How and where the server is.
-fn endpoint(parsed: &Parsed, key: Option<String>) -> Result<(Wire, SocketAddr), Error> {
-    let server = parsed.text("server").unwrap_or("127.0.0.1");
-    if server.contains("://") && parsed.has("port") {
+/// Where a server is and how it is spoken to.
+pub(super) struct Endpoint {
+    pub wire: Wire,
+    pub address: SocketAddr,
+    /// Sequences that it runs at once, if it says so.
+    pub slots: Option<u32>,
+}
+
+/// Finds a server: `http://host:port`, `cnse://host:port`, or HOST with a port of its own flag.
+pub(super) fn endpoint(
+    server: &str,
+    port: Option<u16>,
+    key: Option<String>,
+) -> Result<Endpoint, Error> {
+    if server.contains("://") && port.is_some() {
         let message = format!("--port is for --server HOST; {server} has its own");
         return Err(Error::Usage(message));
     }
@@ -219,18 +229,19 @@ fn endpoint(parsed: &Parsed, key: Option<String>) -> Result<(Wire, SocketAddr), 
         let mut target = discover::target(server).map_err(Error::Usage)?;
         target.authorization = key.map(|key| format!("Bearer {key}"));
         let found = discover::ask(&target).map_err(Error::Failed)?;
-        return Ok((Wire::Http { dialect: found.dialect, target }, found.address));
+        let wire = Wire::Http { dialect: found.dialect, target };
+        return Ok(Endpoint { wire, address: found.address, slots: found.slots });
     }
     let authority = match server.strip_prefix("cnse://") {
         Some(authority) => authority.trim_end_matches('/').to_owned(),
         None => {
-            let port = parsed.number("port", 1, u16::MAX).map_err(Error::Usage)?.unwrap_or(5050);
+            let port = port.unwrap_or(5050);
             let v6 = server.contains(':') && !server.starts_with('[');
             if v6 { format!("[{server}]:{port}") } else { format!("{server}:{port}") }
         }
     };
     let address = discover::resolve(&authority).map_err(Error::Failed)?;
-    Ok((Wire::Binary { connections: 1, token: key }, address))
+    Ok(Endpoint { wire: Wire::Binary { connections: 1, token: key }, address, slots: None })
 }
 
 /// Shows a single answer as it comes, and how far many are.
@@ -249,12 +260,11 @@ impl Watcher for Screen {
         }
     }
 
-    fn progress(&mut self, report: &Report) {
+    fn progress(&mut self, progress: Progress) {
         if self.terminal {
-            let done = report.ok + report.error_count() + report.cancelled;
             let of = self.total.map_or(String::new(), |total| format!(" of {total}"));
-            let failed = report.error_count();
-            eprint!("\r{done}{of} done, {failed} failed, {} tokens ", report.tokens);
+            let Progress { failed, tokens, .. } = progress;
+            eprint!("\r{}{of} done, {failed} failed, {tokens} tokens ", progress.ended());
         }
     }
 }

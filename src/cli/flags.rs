@@ -153,6 +153,12 @@ impl Parsed {
         self.values.iter().find(|(given, _)| *given == name).map(|(_, value)| value.as_str())
     }
 
+    /// The same without some of the flags.
+    pub fn without(&self, names: &[&str]) -> Parsed {
+        let kept = self.values.iter().filter(|(name, _)| !names.contains(name));
+        Parsed { values: kept.cloned().collect() }
+    }
+
     /// All values of a list.
     pub fn texts(&self, name: &str) -> Vec<&str> {
         let of_name = self.values.iter().filter(|(given, _)| *given == name);

@@ -297,10 +297,10 @@ fn help(command: &Command) -> String {
     }
     text.push_str("\nflags:\n");
     for flag in command.flags {
-        let name = match (flag.name, flag.value) {
-            (name, "") => format!("--{name}"),
-            ("", value) => value.to_owned(),
-            (name, value) => format!("--{name} {value}"),
+        let name = match flag.value {
+            value if flag.is_operand => value.to_owned(),
+            "" => format!("--{}", flag.name),
+            value => format!("--{} {value}", flag.name),
         };
         let mut lines = wrap(flag.doc, 64);
         // A long name has a line of its own.
@@ -351,8 +351,8 @@ mod tests {
             for (i, flag) in command.flags.iter().enumerate() {
                 assert!(!flag.doc.is_empty() && !flag.name.contains('_'), "--{}", flag.name);
                 assert!(command.flags[..i].iter().all(|other| other.name != flag.name));
-                let shown = if flag.name.is_empty() { flag.value } else { flag.name };
-                assert!(text.contains(&format!("  --{shown}")) || text.contains(shown));
+                let shown = if flag.is_operand { flag.value } else { flag.name };
+                assert!(text.contains(shown), "{shown}");
             }
             assert!(text.lines().all(|line| line.len() <= 100), "{text}");
             if let Run::Of(inner) = command.run {

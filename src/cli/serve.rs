@@ -6,7 +6,7 @@ use std::time::Duration;
 use super::Error;
 use super::flags::{Flag, Parsed, duration};
 use crate::backend::Dialect;
-use crate::backend::builtin::{BuiltinConfig, Delay};
+use crate::backend::builtin::{BuiltinConfig, Delay, Stall};
 use crate::backend::discover::target;
 use crate::backend::engine::{Target, Timeouts};
 use crate::backend::pool::PoolConfig;
@@ -87,6 +87,16 @@ pub const FLAGS: &[Flag] = &[
         "sim-itl",
         "TIME",
         "built-in backend: delay between tokens, or lognormal:MEAN,SIGMA (0)",
+    ),
+    Flag::new(
+        "sim-stall",
+        "LENGTH,EVERY",
+        "built-in backend: tells nothing for so long, every so often, as in 2s,10s",
+    ),
+    Flag::new(
+        "sim-log",
+        "FILE",
+        "built-in backend: appends a JSON line for each answer: its id and its true times",
     ),
     Flag::new("sim-slots", "N", "built-in backend: sequences at once; 0 is no bound (0)"),
     Flag::new("seed", "N", "built-in backend: the seed of requests that name none (0)"),
@@ -177,6 +187,7 @@ fn config(
         sse_keepalive: nonzero(time("sse-keepalive", seconds(15))?),
         coalesce: time("coalesce", Duration::from_micros(600))?.min(Duration::from_millis(10)),
         api_key,
+        request_log: parsed.text("sim-log").map(Into::into),
         connections_max: parsed
             .number("max-connections", 1, usize::MAX)?
             .unwrap_or(usize::try_from(free).unwrap_or(usize::MAX)),
@@ -214,7 +225,8 @@ fn backend(parsed: &Parsed, upstream_key: Option<String>) -> Result<BackendConfi
         }
         _ => return Err(format!("--backend {name}: not builtin, llama or openai")),
     };
-    for flag in ["model", "echo", "sim-ttft", "sim-itl", "sim-slots", "seed"] {
+    let builtin = ["sim-ttft", "sim-itl", "sim-stall", "sim-log", "sim-slots"];
+    for flag in ["model", "echo", "seed"].iter().chain(&builtin) {
         if parsed.has(flag) {
             return Err(format!("--{flag} is for the built-in backend, not for {name}"));
         }
@@ -243,11 +255,25 @@ fn builtin(parsed: &Parsed) -> Result<BuiltinConfig, String> {
     Ok(BuiltinConfig {
         model: parsed.text("model").unwrap_or("built-in").to_owned(),
         echo: parsed.has("echo"),
+        stall: stall(parsed)?,
         ttft: delay(parsed, "sim-ttft")?,
         itl: delay(parsed, "sim-itl")?,
         slots: parsed.number("sim-slots", 0, 1_000_000)?.unwrap_or(0),
         seed: parsed.number("seed", 0, u64::MAX)?.unwrap_or(0),
     })
+}
+
+fn stall(parsed: &Parsed) -> Result<Option<Stall>, String> {
+    let Some(text) = parsed.text("sim-stall") else { return Ok(None) };
+    let wrong = |error: &str| format!("--sim-stall {text}: {error}");
+    let (length, every) =
+        text.split_once(',').ok_or_else(|| wrong("a length and a period, as in 2s,10s"))?;
+    let length = duration(length).map_err(wrong)?;
+    let every = duration(every).map_err(wrong)?;
+    if length >= every {
+        return Err(wrong("the length is not under the period"));
+    }
+    Ok(Some(Stall { length, every }))
 }
 
 fn delay(parsed: &Parsed, name: &str) -> Result<Delay, String> {
@@ -325,6 +351,8 @@ mod tests {
                 "--sim-itl lognormal:5ms: lognormal needs a mean and a sigma, as in \
                  lognormal:20ms,0.5",
             ),
+            (&["--sim-stall", "2s"], "--sim-stall 2s: a length and a period, as in 2s,10s"),
+            (&["--sim-stall", "2s,2s"], "--sim-stall 2s,2s: the length is not under the period"),
             (
                 &["--inflight", "4"],
                 "--inflight is for llama and openai; the built-in one has --sim-slots",

@@ -11,6 +11,7 @@ use std::sync::Arc;
 use super::connection::{Connection, Http, Protocol};
 use super::measure::Measures;
 use super::request::{Client, Request, Stage};
+use super::request_log::RequestLog;
 use super::{BackendConfig, Config};
 use crate::backend::engine::Flow;
 use crate::backend::pool::{Grant, Outcome};
@@ -65,6 +66,8 @@ pub struct Front {
     pub has_ended: bool,
     /// How many backends there are to try.
     pub backends: u32,
+    /// Where true times are written, if they are.
+    pub log: Option<RequestLog>,
 }
 
 /// An answer that is not streamed is held back up to here, so that a backend's failure can still be
@@ -112,7 +115,7 @@ impl Front {
                 Flow::Continue
             }
             // Its client got nothing yet, so that it can be tried elsewhere.
-            Output::Progress { .. } => Flow::Continue,
+            Output::Progress { .. } | Output::Account(_) => Flow::Continue,
             Output::Head { status, content_type, stream } => {
                 request.head = Some(Box::new((status, content_type.to_owned(), stream)));
                 Flow::Continue
@@ -141,6 +144,13 @@ impl Front {
         measures.tokens.add(u64::from(tokens));
         if let Some(request) = self.requests.get_mut(token) {
             request.heard = now;
+            if let (Some(log), Client::Http { connection }) = (&mut self.log, request.client)
+                && tokens > 0
+                && let Some(Protocol::Http(http)) =
+                    self.connections.get(connection).map(|connection| &connection.protocol)
+            {
+                log.token(connection, request.received, &http.asked.request_id);
+            }
             if request.first.is_none() {
                 request.first = Some(now);
                 measures.ttft.record(now.micros_since(request.received));
@@ -219,6 +229,9 @@ impl Front {
 
     /// Counts a request that ended well, and forgets it.
     pub fn complete(&mut self, now: Instant, token: Token) {
+        if let (Some(log), Some(request)) = (&mut self.log, self.requests.get(token)) {
+            log.ended(request.client.connection(), true);
+        }
         let Some(request) = self.forget(token) else { return };
         let measures = self.measure();
         measures.completed.add(1);
@@ -332,6 +345,9 @@ impl Front {
         let request = self.requests.remove(token)?;
         self.has_ended = true;
         let connection = request.client.connection();
+        if let Some(log) = &mut self.log {
+            log.ended(connection, false);
+        }
         if let Some(http) = self.http(connection) {
             http.request = None;
             http.asked = super::connection::Asked::default();
@@ -363,6 +379,9 @@ impl Front {
             connection.is_dirty = false;
             if !connection.write() {
                 return self.close(token);
+            }
+            if let Some(log) = &mut self.log {
+                log.written(token);
             }
             let event = match &mut connection.protocol {
                 Protocol::Undetected => None,

@@ -12,10 +12,12 @@ mod front;
 mod intake;
 mod measure;
 mod request;
+mod request_log;
 mod server;
 mod worker;
 
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::backend::Dialect;
@@ -48,6 +50,8 @@ pub struct Config {
     pub drain_timeout: Duration,
     /// After so long a silence, a streamed answer gets a comment.
     pub sse_keepalive: Option<Duration>,
+    /// Where the built-in backend's true times are written, if they are.
+    pub request_log: Option<PathBuf>,
     /// What clients must know.
     pub api_key: Option<String>,
     /// How long tokens that come fast are gathered; zero: not at all.

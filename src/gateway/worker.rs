@@ -10,6 +10,7 @@ use super::admission::{Message, OWNER, failure};
 use super::connection::{Connection, Protocol};
 use super::front::{CONNECTION, Command, Front, REQUEST};
 use super::measure::Measures;
+use super::request_log::RequestLog;
 use super::{BackendConfig, Config};
 use crate::backend::Dialect;
 use crate::backend::builtin::Builtin;
@@ -106,6 +107,8 @@ impl Worker {
         let binary_config = ServerConfig { token: config.api_key.clone(), agent };
         let others = config.threads - 1;
         let up = vec![matches!(source, Source::Builtin(_)); names.len()];
+        let log = config.request_log.as_deref();
+        let log = log.map(|path| RequestLog::open(path, clock)).transpose()?;
         let seed = std::process::id() as u64 ^ (core as u64) << 32 ^ reactor.now.0 << 8;
         Ok(Worker {
             front: Front {
@@ -118,6 +121,7 @@ impl Worker {
                 core,
                 has_ended: false,
                 backends: names.len() as u32,
+                log,
             },
             reactor,
             source,

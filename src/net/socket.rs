@@ -1,19 +1,26 @@
 //! Non-blocking TCP: listeners that share a port, connections that are under way, reads and writes
 //! that say what happened.
 
-use std::io::{self, Read, Write};
+use std::io::{self, IoSliceMut, Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
 use std::os::fd::{AsRawFd, OwnedFd};
+use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::socket::{
-    AddressFamily, Backlog, SockFlag, SockType, SockaddrStorage, bind, connect as connect_fd,
-    listen as listen_fd, setsockopt, socket, sockopt,
+    AddressFamily, Backlog, ControlMessageOwned, MsgFlags, SockFlag, SockType, SockaddrStorage,
+    bind, connect as connect_fd, listen as listen_fd, recvmsg, setsockopt, socket, sockopt,
 };
+
+use nix::sys::time::TimeSpec;
+use nix::time::{ClockId, clock_gettime};
 
 /// Connections that the kernel holds ready to be accepted; it lowers this to `net.core.somaxconn`.
 const BACKLOG: i32 = 4096;
+
+/// A stamp that seems older was taken before somebody set the machine's clock.
+const STAMP_AGE_MAX: Duration = Duration::from_secs(60);
 
 /// What a read brought.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -112,6 +119,41 @@ pub fn read(mut stream: &TcpStream, buffer: &mut [u8]) -> Incoming {
     }
 }
 
+/// Has the kernel note when each packet of `stream` came, for `read_stamped`.
+///
+/// # Errors
+/// The kernel cannot.
+pub fn stamp_arrivals(stream: &TcpStream) -> io::Result<()> {
+    Ok(setsockopt(stream, sockopt::ReceiveTimestampns, &true)?)
+}
+
+/// Reads what there is; how long ago the last of it came, by the kernel's own clock, if it says so.
+/// That tells a server's lateness from the reader's, who may have had others to read first.
+pub fn read_stamped(stream: &TcpStream, buffer: &mut [u8]) -> (Incoming, Option<Duration>) {
+    let mut space = nix::cmsg_space!(TimeSpec);
+    loop {
+        let mut slices = [IoSliceMut::new(buffer)];
+        let read =
+            recvmsg::<()>(stream.as_raw_fd(), &mut slices, Some(&mut space), MsgFlags::empty());
+        let message = match read {
+            Ok(message) if message.bytes == 0 => return (Incoming::Closed, None),
+            Ok(message) => message,
+            Err(Errno::EAGAIN) => return (Incoming::WouldBlock, None),
+            Err(Errno::EINTR) => continue,
+            Err(errno) => return (Incoming::Broken(errno as i32), None),
+        };
+        let stamp = message.cmsgs().ok().and_then(|mut all| {
+            all.find_map(|one| match one {
+                ControlMessageOwned::ScmTimestampns(at) => Some(Duration::from(at)),
+                _ => None,
+            })
+        });
+        let now = clock_gettime(ClockId::CLOCK_REALTIME).map(Duration::from).ok();
+        let ago = stamp.zip(now).and_then(|(stamp, now)| now.checked_sub(stamp));
+        return (Incoming::Bytes(message.bytes), ago.filter(|ago| *ago < STAMP_AGE_MAX));
+    }
+}
+
 /// Writes what fits; `Ok(0)` if nothing does for now.
 ///
 /// # Errors
@@ -172,6 +214,10 @@ mod tests {
         prepare(&peer).unwrap();
         let mut buffer = [0; 16];
         assert_eq!(read(&peer, &mut buffer), Incoming::WouldBlock);
+        assert_eq!(write(&stream, b"abc").unwrap(), 3);
+        stamp_arrivals(&peer).unwrap();
+        assert_eq!(read_stamped(&peer, &mut buffer).0, Incoming::Bytes(3));
+        assert_eq!(read_stamped(&peer, &mut buffer), (Incoming::WouldBlock, None));
         assert_eq!(write(&stream, b"abc").unwrap(), 3);
         drop(stream);
         assert_eq!(read(&peer, &mut buffer), Incoming::Bytes(3));

@@ -132,7 +132,7 @@ impl ChunkDecoder {
 /// A line without its CRLF, and its length with it; None if it is not whole.
 fn chunk_line(input: &[u8]) -> Result<Option<(&[u8], usize)>, HttpError> {
     let window = &input[..input.len().min(HTTP_CHUNK_LINE_BYTES_MAX)];
-    match window.iter().position(|&b| b == b'\n') {
+    match memchr::memchr(b'\n', window) {
         Some(at) if at > 0 && window[at - 1] == b'\r' => Ok(Some((&window[..at - 1], at + 1))),
         Some(_) => Err(HttpError::Chunk),
         None if window.len() == HTTP_CHUNK_LINE_BYTES_MAX => Err(HttpError::Chunk),

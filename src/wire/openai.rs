@@ -119,6 +119,34 @@ pub struct Usage {
     /// Tokens of the answer.
     #[serde(default)]
     pub completion_tokens: u32,
+    /// More of the prompt's.
+    #[serde(default)]
+    pub prompt_tokens_details: Option<PromptTokens>,
+}
+
+/// `usage.prompt_tokens_details`.
+#[derive(Clone, Copy, Debug, Default, Deserialize, PartialEq, Eq)]
+pub struct PromptTokens {
+    /// Those that were in the server's cache.
+    #[serde(default)]
+    pub cached_tokens: Option<u32>,
+}
+
+/// llama-server's `timings`: milliseconds, and tokens.
+#[derive(Clone, Copy, Debug, Default, Deserialize)]
+pub struct Timings {
+    /// Tokens of the prompt that were in its cache.
+    #[serde(default)]
+    pub cache_n: Option<u32>,
+    /// What the prompt took, the first token included.
+    #[serde(default)]
+    pub prompt_ms: Option<f64>,
+    /// Tokens of the answer.
+    #[serde(default)]
+    pub predicted_n: Option<u32>,
+    /// What those after the first took.
+    #[serde(default)]
+    pub predicted_ms: Option<f64>,
 }
 
 #[cfg(test)]

@@ -80,7 +80,7 @@ impl SseSplitter {
 /// Where the first event ends, looking for its blank line from `from` on.
 fn event_end(bytes: &[u8], from: usize) -> Option<usize> {
     let mut at = from;
-    while let Some(found) = bytes.get(at..)?.iter().position(|&b| b == b'\n') {
+    while let Some(found) = memchr::memchr(b'\n', bytes.get(at..)?) {
         let line_end = at + found + 1;
         match bytes.get(line_end..) {
             Some([b'\n', ..]) => return Some(line_end + 1),
@@ -92,7 +92,11 @@ fn event_end(bytes: &[u8], from: usize) -> Option<usize> {
 }
 
 fn event(raw: &[u8]) -> SseEvent<'_> {
-    let data = raw.split(|&b| b == b'\n').find_map(|line| line.strip_prefix(b"data:"));
+    // Nearly always it is the first line, and its end is the event's.
+    let data = match raw.strip_prefix(b"data:").and_then(|data| data.strip_suffix(b"\n\n")) {
+        Some(data) if memchr::memchr(b'\n', data).is_none() => Some(data),
+        _ => raw.split(|&b| b == b'\n').find_map(|line| line.strip_prefix(b"data:")),
+    };
     let data = data.map_or(&b""[..], |data| {
         let data = data.strip_prefix(b" ").unwrap_or(data);
         data.strip_suffix(b"\r").unwrap_or(data)

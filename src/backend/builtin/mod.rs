@@ -58,6 +58,26 @@ impl Delay {
     }
 }
 
+/// Every so often nothing is told for a while, as when a machine swaps or a garbage collector runs.
+/// Requests are taken all the same, so that what they wait is known here too.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Stall {
+    /// How long.
+    pub length: Duration,
+    /// From one's start to the next's, the first this long after the clock's; longer than `length`.
+    pub every: Duration,
+}
+
+impl Stall {
+    /// How much of the present stall is left; zero: there is none.
+    fn left(self, now: Instant) -> Duration {
+        let (every, length) = (self.every.as_nanos() as u64, self.length.as_nanos() as u64);
+        let since = now.0 % every.max(1);
+        let stalls = now.0 >= every && since < length;
+        Duration::from_nanos(if stalls { length - since } else { 0 })
+    }
+}
+
 /// What the built-in backend is like.
 #[derive(Clone, Debug)]
 pub struct BuiltinConfig {
@@ -69,6 +89,8 @@ pub struct BuiltinConfig {
     pub ttft: Delay,
     /// Between tokens.
     pub itl: Delay,
+    /// When it tells nothing.
+    pub stall: Option<Stall>,
     /// `total_slots` in `/props`; 0: as many as are asked for.
     pub slots: u32,
     /// The seed of requests that name none, and of the delays.
@@ -176,6 +198,13 @@ impl Job {
             if wait > Duration::ZERO {
                 return Next::Wait(wait);
             }
+        }
+        if let Some(stall) = self.config.stall
+            && !self.sequences.is_empty()
+            && let left = stall.left(now)
+            && left > Duration::ZERO
+        {
+            return Next::Wait(left);
         }
         if !std::mem::replace(&mut self.began, true) {
             self.answer.begin(now, &self.config.model, self.sequences.len(), tell);

@@ -8,9 +8,37 @@ fn builtin(echo: bool, itl_ms: u64) -> Builtin {
         echo,
         ttft: Delay::Fixed(Duration::from_millis(5 * itl_ms)),
         itl: Delay::Fixed(Duration::from_millis(itl_ms)),
+        stall: None,
         slots: 2,
         seed: 1,
     })
+}
+
+#[test]
+fn a_stall_holds_back_what_is_due_in_it() {
+    let stall = Stall { length: Duration::from_secs(2), every: Duration::from_secs(10) };
+    let second = 1_000_000_000;
+    for (at, left) in [(0, 0), (1, 0), (10, 2), (11, 1), (12, 0), (19, 0), (20, 2), (21, 1)] {
+        assert_eq!(stall.left(Instant(at * second)), Duration::from_secs(left), "{at} s");
+    }
+    let mut stalled = builtin(false, 1);
+    let mut config = (*stalled.config).clone();
+    config.stall = Some(stall);
+    stalled.config = Rc::new(config);
+    let infer = Infer { max_tokens: Some(2), ..Infer::new(Input::Prompt(" the way")) };
+    let mut job = stalled.start(&infer).unwrap();
+    let now = Instant(11 * second);
+    let mut told = 0;
+    let mut step = |now| {
+        job.step(now, usize::MAX, &mut |output| {
+            told += u32::from(matches!(output, Output::Text { .. }))
+        })
+    };
+    assert_eq!(step(now), Next::Wait(Duration::from_millis(5)), "its own delay comes first");
+    let later = now + Duration::from_millis(5);
+    assert_eq!(step(later), Next::Wait(Duration::from_millis(995)));
+    assert_eq!(step(later + Duration::from_millis(995)), Next::Wait(Duration::ZERO));
+    assert_eq!(told, 1);
 }
 
 /// Text or body, tokens told, the waits, and how it ended.

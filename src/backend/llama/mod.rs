@@ -16,11 +16,11 @@ use serde_json::{Value, json};
 
 use self::collect::Collector;
 use super::answer::{self, Intake, Part, finish_reason};
-use super::{Exchange, Failure, Finished, Output, Tell};
+use super::{Exchange, Failure, Finished, Output, Tell, TokenSource};
 use crate::wire::frame::{ErrorCode, FinishReason};
 use crate::wire::http1::ResponseHead;
 use crate::wire::message::{Infer, Input};
-use crate::wire::openai::{RequestPeek, Usage};
+use crate::wire::openai::{RequestPeek, Timings, Usage};
 use crate::wire::sse::SseEvent;
 
 /// Which of its two forms an answer that generates text has.
@@ -161,6 +161,9 @@ struct Counts {
     by_usage: u32,
     ended: bool,
     reason: Option<FinishReason>,
+    /// The last that were given, and how many prompt tokens usage says were cached.
+    timings: Option<Timings>,
+    cached: Option<u32>,
 }
 
 #[derive(Deserialize)]
@@ -197,11 +200,8 @@ struct Choice<'a> {
 struct Delta<'a> {
     #[serde(default, borrow)]
     content: Option<Cow<'a, str>>,
-}
-
-#[derive(Deserialize)]
-struct Timings {
-    predicted_n: Option<u32>,
+    #[serde(default, borrow)]
+    reasoning_content: Option<Cow<'a, str>>,
 }
 
 impl Reader {
@@ -263,6 +263,10 @@ impl Reader {
             }
             Shape::Text => {
                 let delta = parsed.choices.first().and_then(|choice| choice.delta.as_ref());
+                let thought = delta.and_then(|delta| delta.reasoning_content.as_deref());
+                if thought.is_some_and(|thought| !thought.is_empty()) {
+                    tell(Output::Progress { tokens: 0 });
+                }
                 let text = parsed.content.or(delta.and_then(|delta| delta.content.clone()));
                 let text = text.as_deref().unwrap_or_default();
                 if !text.is_empty() || tokens > 0 {
@@ -279,7 +283,9 @@ impl Reader {
         counts.prompt = event.tokens_evaluated.unwrap_or(counts.prompt);
         if let Some(usage) = event.usage {
             counts.prompt = usage.prompt_tokens;
+            counts.cached = usage.prompt_tokens_details.and_then(|details| details.cached_tokens);
         }
+        counts.timings = event.timings.or(counts.timings);
         if event.stop {
             counts.ended = self.form == Some(Form::Native) || counts.ended;
             counts.reason = event.stop_type.map(|stop_type| match stop_type {
@@ -350,6 +356,8 @@ impl Reader {
         }
         let is_text = matches!(self.shape, Shape::Text);
         let reason = if is_text { reason } else { None }.unwrap_or(FinishReason::Other);
+        let source = (completion > 0).then_some(TokenSource::Timings);
+        tell(Output::Account(answer::account(source, self.counts.cached, self.counts.timings)));
         let finished = Finished { reason, prompt_tokens: prompt, completion_tokens: completion };
         tell(Output::Done(finished));
     }

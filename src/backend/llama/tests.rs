@@ -20,7 +20,7 @@ fn read(infer: &Infer<'_>, events: &[&str], split: usize, complete: bool) -> Str
         }
         Output::Fail(f) => told += &format!("{:?} {}: {}", f.kind, f.code.name(), f.message),
         Output::Progress { tokens } => told += &format!("+{tokens} "),
-        Output::Moved { .. } => {}
+        Output::Moved { .. } | Output::Account(_) => {}
     };
     let mut reader = encode(infer).unwrap().reader;
     reader.head(

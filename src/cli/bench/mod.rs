@@ -1,10 +1,14 @@
 //! `cnse bench`: measurements and experiments, one file for each.
 
 mod compare;
+mod gateway;
 mod guard;
+mod latency;
+mod load;
 mod rerun;
 mod runner;
 mod sweep;
+mod throughput;
 
 use super::{Command, Run};
 
@@ -15,6 +19,7 @@ Measures from outside, as a client does. Every command prints one result for peo
 one object that compare, report and rerun read.
 
 examples:
+  cnse bench latency --server http://127.0.0.1:8090 --iters 1000 --n_predict 64
   cnse bench sweep --vary inflight=1,8,16 --repeat 6 -- schedule --server http://127.0.0.1:8090 \\
     --prompt Hi --iters 200 --inflight {inflight}
   cnse bench compare monday.json tuesday.json --fail-if \"ttft_ms_p99 > +5%\"
@@ -22,6 +27,27 @@ examples:
 ";
 
 pub const COMMANDS: &[Command] = &[
+    Command {
+        name: "latency",
+        summary: "times of requests under one load, closed or open loop",
+        help: latency::HELP,
+        flags: latency::FLAGS,
+        run: Run::With(latency::run),
+    },
+    Command {
+        name: "throughput",
+        summary: "tokens/s and latency at each load, the knee, the Pareto frontier",
+        help: throughput::HELP,
+        flags: throughput::FLAGS,
+        run: Run::With(throughput::run),
+    },
+    Command {
+        name: "gateway",
+        summary: "what a gateway costs, by pairs of runs; requests/s of the binary protocol",
+        help: gateway::HELP,
+        flags: gateway::FLAGS,
+        run: Run::With(gateway::run),
+    },
     Command {
         name: "sweep",
         summary: "one command under many settings, hypotheses, and the best setting",

@@ -4,33 +4,10 @@
 use std::io;
 use std::net::{IpAddr, SocketAddr, TcpStream};
 
-use crate::clock::Instant;
+use super::flight::Flight;
 use crate::net::socket;
 use crate::proto::binary_client::BinaryClient;
 use crate::wire::message::Hello;
-
-/// A request under way.
-#[derive(Clone, Debug)]
-pub struct Flight {
-    /// Its number in the run.
-    pub number: u64,
-    /// Its id on the wire.
-    pub id: u64,
-    /// When it should have been sent.
-    pub intended: Instant,
-    /// When it was.
-    pub sent: Instant,
-    /// When the last text came.
-    pub last_text: Option<Instant>,
-    /// Tokens so far.
-    pub tokens: u64,
-    /// Bytes of text so far.
-    pub bytes: u64,
-    /// Text that was received and not yet granted anew.
-    pub owed_credit: u32,
-    /// It was cancelled by this side.
-    pub cancelled: bool,
-}
 
 /// A connection.
 #[derive(Debug)]
@@ -68,12 +45,14 @@ impl BinaryConnection {
             max_payload: None,
             max_requests: None,
         });
+        let stream = socket::connect(address, source)?;
+        socket::stamp_arrivals(&stream)?;
         Ok(BinaryConnection {
-            stream: socket::connect(address, source)?,
+            stream,
             client,
             held: Vec::new(),
             greeted: false,
-            flights: vec![None; flights],
+            flights: (0..flights).map(|_| None).collect(),
             free: (0..flights).rev().map(|place| place as u8).collect(),
             opened: 0,
         })

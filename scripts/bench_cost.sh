@@ -1,0 +1,89 @@
+#!/usr/bin/env bash
+# What the load generator costs and how far off it is: cnse bench beside wrk (which parses no stream) against the same stub
+# on another core, in turn; 64 requests at once of 16 tokens each. Then its error against the stub's own times, echo
+# requests/s of the binary protocol, start-up, and connections that the server closes after each answer.
+#
+#   scripts/bench_cost.sh [ROUNDS]     5 by default; needs a C compiler, taskset, python3; wrk if it is there
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+rounds=${1:-5}
+cnse=${CNSE:-target/release/cnse}
+[ -x "$cnse" ] || scripts/build.sh >&2
+work=$(mktemp -d)
+trap 'kill $(jobs -p) 2>/dev/null || true; wait 2>/dev/null || true; rm -rf "$work"' EXIT
+cc -O2 -o "$work/stub" tests/peers/stub.c
+
+stub() { # TTFT_US GAP_US TOKENS [CLOSE_AFTER]
+    taskset -c 1 "$work/stub" 0 "$@" >"$work/stub.out" 2>"$work/stub.err" &
+    stub=$!
+    for _ in $(seq 100); do
+        url=http://$(sed -n 's/.*listening on http:\/\///p' "$work/stub.err")
+        [ "$url" = http:// ] || return 0
+        sleep 0.02
+    done
+}
+unstub() { kill "$stub"; wait "$stub" || true; }
+field() { python3 -c "import json,sys; r=json.load(open(sys.argv[1])); print(eval(sys.argv[2]))" "$work/json" "$1"; }
+latency() { taskset -c 0 "$cnse" bench latency --server "$url" --chat --concurrency 64 --n-predict 16 --json "$@" >"$work/json"; }
+# CPU seconds of a command and its children, user and system, into $cpu.
+timed() { cpu=$({ TIMEFORMAT='%U %S'; time "$@" >"$work/said" 2>&1; } 2>&1 | awk '{ print $1 + $2 }'); }
+median() { sort -n | awk '{ v[NR] = $1 } END { print v[int((NR + 1) / 2)] }'; }
+
+cat >"$work/post.lua" <<'LUA'
+wrk.method = "POST"
+wrk.headers["Content-Type"] = "application/json"
+wrk.body = '{"model":"stub","messages":[{"role":"user","content":"What is the time of day?"}],"max_tokens":16,"stream":true}'
+LUA
+echo "CPU of the generator for a stream of 16 tokens, 64 at once, stub without delay:"
+for round in $(seq "$rounds"); do
+    stub 0 0 16
+    timed latency --iters 20000 --warmup 128
+    awk "BEGIN { printf \"  round $round: cnse %.1f us (%.0f requests/s)\n\", $cpu / 20128 * 1e6, $(field 'r["requests_per_s"]') }"
+    awk "BEGIN { print $cpu / 20128 * 1e6 }" >>"$work/cnse.cpu"
+    if command -v wrk >/dev/null; then
+        timed taskset -c 0 wrk -t1 -c64 -d3s -s "$work/post.lua" "$url/v1/chat/completions"
+        requests=$(awk '/requests in/ { print $1 }' "$work/said")
+        awk "BEGIN { printf \"  round $round: wrk  %.1f us (%.0f requests/s)\n\", $cpu / $requests * 1e6, $requests / 3 }"
+        awk "BEGIN { print $cpu / $requests * 1e6 }" >>"$work/wrk.cpu"
+    fi
+    unstub
+done
+for tool in cnse wrk; do
+    [ ! -s "$work/$tool.cpu" ] || printf '  median: %-4s %.1f us\n' "$tool" "$(median <"$work/$tool.cpu")"
+done
+
+echo "error against the stub's own times, 10 ms to the first token, 5 ms between (ms, p50 and p99):"
+for round in $(seq "$rounds"); do
+    stub 10000 5000 16
+    latency --iters 2560 --warmup 128
+    unstub
+    python3 - "$work/json" "$work/stub.out" "$round" <<'PY'
+import json, sys
+result, true = (json.load(open(path)) for path in sys.argv[1:3])
+def off(figure, of): return " ".join(f"{result[figure][p] - true[of][p]:+.3f}" if result[figure][p] is not None else "-" for p in ("p50", "p99"))
+noise = (result["environment"].get("noise") or {}).get("other_cores", 0)
+print(f"  round {sys.argv[3]}: TTFT {off('ttft_ms', 'ttft_ms')}   between texts {off('itl_ms', 'itl_ms')}   true TTFT p50 {true['ttft_ms']['p50']:.3f} p99 {true['ttft_ms']['p99']:.3f}   other load {noise:.2f} cores")
+PY
+done
+
+echo "a server that closes each connection after an answer whose head said keep-alive, 2,000 requests:"
+stub 0 0 16 1
+latency --iters 2000
+echo "  failed: $(field 'r["errors"]'), sent again on a new connection: $(field 'r["resent"]')"
+unstub
+
+echo "binary protocol, echo:"
+taskset -c 1 "$cnse" serve --echo --port 0 --threads 1 --no-pin 2>"$work/server" &
+server=$!
+for _ in $(seq 100); do
+    port=$(sed -n 's/.*listening on [^ ]*:\([0-9]*\) .*/\1/p' "$work/server")
+    [ -z "$port" ] || break
+    sleep 0.02
+done
+taskset -c 0 "$cnse" bench gateway --raw --server "cnse://127.0.0.1:$port" --connections 50 --depth 1,8,32 --duration 2s | sed 's/^/  /'
+
+echo "start-up: one request to the echo server, the whole command:"
+for _ in 1 2 3 4 5; do
+    { TIMEFORMAT=%R; time "$cnse" bench latency --server "cnse://127.0.0.1:$port" --iters 1 --warmup 0 >/dev/null; } 2>&1 | awk '{ printf "  %.0f ms\n", $1 * 1000 }'
+done
+kill "$server"

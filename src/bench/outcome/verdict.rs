@@ -1,0 +1,119 @@
+//! Whether the generator kept up: if it did not, a run's figures are its own as much as the
+//! server's, and no reader should have to find that out.
+
+use serde_json::{Value, json};
+
+use crate::bench::plan::Plan;
+use crate::bench::record::Record;
+use crate::bench::sample::Recording;
+use crate::metrics::durations::Durations;
+
+/// One in a hundred requests may go out this late, in milliseconds: twice the error that is promised
+/// of a percentile, at rates where nothing is short. How long arrivals wait to be read is told and
+/// not judged, since the kernel stamps them when they come.
+pub const LAG_MAX_MS: f64 = 1.0;
+/// The share of its core that a generator may use: past it, queueing theory says, arrivals wait ten
+/// times as long as they take.
+pub const CPU_SHARE_MAX: f64 = 0.9;
+/// The share of the rate asked for that must have been sent.
+pub const RATE_SHARE_MIN: f64 = 0.98;
+
+/// How the generator did.
+#[derive(Clone, Debug, Default)]
+pub struct Verdict {
+    /// Why the generator was the bound; empty: it was not.
+    pub reasons: Vec<String>,
+    cores: usize,
+    cpu_s: f64,
+    cpu_share: f64,
+    send_lag: Durations,
+    read_lag: Durations,
+    sent_share: Option<f64>,
+}
+
+impl Verdict {
+    /// Of a run.
+    pub fn of(recording: &Recording, plan: &Plan<'_>, record: &Record) -> Verdict {
+        let mut verdict = Verdict { cores: recording.cores.len(), ..Verdict::default() };
+        for core in &recording.cores {
+            verdict.cpu_s += core.cpu_s;
+            let share = if core.wall_s > 0.0 { core.cpu_s / core.wall_s } else { 0.0 };
+            verdict.cpu_share = verdict.cpu_share.max(share);
+            verdict.send_lag.merge(&core.send_lag);
+            verdict.read_lag.merge(&core.read_lag);
+        }
+        let sends: Vec<u64> = recording.samples.iter().map(|sample| sample.sent.0).collect();
+        let starts: Vec<u64> = recording.samples.iter().map(|sample| sample.intended.0).collect();
+        let span = |times: &[u64]| match (times.iter().min(), times.iter().max()) {
+            (Some(min), Some(max)) => (max - min) as f64,
+            _ => 0.0,
+        };
+        if plan.arrivals.is_open() && plan.concurrency.is_none() && span(&sends) > 0.0 {
+            verdict.sent_share = Some(span(&starts) / span(&sends));
+        }
+        verdict.judge(record.wall_s);
+        verdict
+    }
+
+    fn judge(&mut self, wall_s: f64) {
+        let p99 = self.send_lag.percentile_ms(99.0, 100).unwrap_or(0.0);
+        if p99 > LAG_MAX_MS {
+            self.reasons.push(format!(
+                "1 in 100 requests went out over {p99:.2} ms late (limit {LAG_MAX_MS} ms)"
+            ));
+        }
+        // Under a tenth of a second nothing is known of shares.
+        if self.cpu_share > CPU_SHARE_MAX && wall_s > 0.1 {
+            self.reasons.push(format!(
+                "it used {:.0} % of its core (limit {:.0} %); give it more with --cores",
+                100.0 * self.cpu_share,
+                100.0 * CPU_SHARE_MAX
+            ));
+        }
+        if let Some(share) = self.sent_share.filter(|share| *share < RATE_SHARE_MIN) {
+            self.reasons.push(format!(
+                "it sent {:.1} % of the rate asked for (limit {:.0} %)",
+                100.0 * share,
+                100.0 * RATE_SHARE_MIN
+            ));
+        }
+    }
+
+    /// Whether the generator was the bound.
+    pub fn is_limited(&self) -> bool {
+        !self.reasons.is_empty()
+    }
+
+    /// For the result.
+    pub fn to_json(&self) -> Value {
+        json!({
+            "limited": self.is_limited(), "reasons": self.reasons, "cores": self.cores,
+            "cpu_s": self.cpu_s, "cpu_share": self.cpu_share, "sent_share": self.sent_share,
+            "send_lag_ms": self.send_lag.to_json(), "read_lag_ms": self.read_lag.to_json(),
+            "limits": { "lag_p99_ms": LAG_MAX_MS, "cpu_share": CPU_SHARE_MAX, "sent_share": RATE_SHARE_MIN },
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_limit_is_named() {
+        let mut late = Durations::default();
+        (0..1_000).for_each(|n| late.record(if n < 900 { 50 } else { 5_000 }));
+        let mut verdict = Verdict {
+            cpu_share: 0.97,
+            send_lag: late,
+            sent_share: Some(0.5),
+            ..Verdict::default()
+        };
+        verdict.judge(1.0);
+        assert_eq!(verdict.reasons.len(), 3, "{:?}", verdict.reasons);
+        assert!(verdict.reasons[0].contains("went out over 5.00 ms late"), "{:?}", verdict.reasons);
+        let mut fine = Verdict { cpu_share: 0.5, sent_share: Some(0.999), ..Verdict::default() };
+        fine.judge(1.0);
+        assert!(!fine.is_limited());
+    }
+}

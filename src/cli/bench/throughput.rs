@@ -1,0 +1,358 @@
+//! `cnse bench throughput`: what a server gives at each load, and which load is worth it.
+
+use std::fmt::Write as _;
+
+use serde_json::{Map, json};
+
+use super::load::{self, Setup};
+use crate::backend::Dialect;
+use crate::bench::frontier::{self, Point};
+use crate::bench::outcome::Outcome;
+use crate::bench::plan::{Plan, Wire};
+use crate::bench::record::{Record, Run};
+use crate::bench::workload::{Length, Source};
+use crate::cli::Error;
+use crate::cli::flags::{Flag, Parsed};
+use crate::limits::OPEN_REQUESTS_MAX;
+use crate::prng::Prng;
+
+pub const HELP: &str = "\
+usage: cnse bench throughput --server URL (--concurrency LIST | --batch LIST) [FLAGS]
+
+Runs one load after the other and prints tokens/s, requests/s and latency at each; then the knee (the
+smallest load that gives 90 % of the best rate) and the Pareto frontier (loads of which no other has
+both more tokens/s and less latency). Lists of prompt and answer lengths multiply the points. With
+--repeat the points are run in a random order each time, so that drift is not taken for an effect.
+
+--batch N is N prompts in one request where the server takes lists (llama-server's own API), else N
+requests at once.
+
+examples:
+  cnse bench throughput --batch 1,2,4,8,16,32 --iters 100 --server http://127.0.0.1:8090
+  cnse bench throughput --concurrency 1,2,4,8 --repeat 5 --server http://127.0.0.1:8090
+  cnse bench throughput --concurrency 4 --input-tokens 64,512 --n_predict 16,128 \\
+      --server http://127.0.0.1:8090 --csv points.csv
+
+environment:
+  CNSE_API_KEY   sent to the server
+";
+
+pub const FLAGS: &[Flag] = &load::with::<{ load::FLAGS.len() + 3 }>(&[
+    Flag::new("batch", "LIST", "prompts in one request: 1,2,4,…"),
+    Flag::new("repeat", "N", "runs of each point (1)"),
+    Flag::new("csv", "FILE", "a row for each run"),
+]);
+
+/// Points of one experiment: more take days.
+const POINTS_MAX: usize = 4096;
+
+/// One setting.
+#[derive(Clone, Copy, Debug)]
+struct Setting {
+    at_once: usize,
+    batch: bool,
+    input: Option<u32>,
+    output: Option<u32>,
+}
+
+pub fn run(parsed: &Parsed) -> Result<(), Error> {
+    let usage = Error::Usage;
+    let settings = settings(parsed).map_err(usage)?;
+    let lists = ["concurrency", "input-tokens", "n-predict"];
+    // What is a list here is set point by point; the setup reads the rest.
+    let rest = parsed.without(&lists);
+    let setup = Setup::read(&rest)?;
+    let repeat = parsed.number("repeat", 1, 1_000_u32).map_err(usage)?.unwrap_or(1);
+    let mut prng = Prng::new(rest.number("seed", 0, u64::MAX).map_err(usage)?.unwrap_or(1));
+    let mut whole = Record::default();
+    let mut runs = Vec::new();
+    let mut sequence = 0;
+    for block in 0..repeat {
+        let mut order: Vec<usize> = (0..settings.len()).collect();
+        if repeat > 1 {
+            (1..order.len()).rev().for_each(|i| order.swap(i, prng.below(i as u64 + 1) as usize));
+        }
+        for index in order {
+            let setting = &settings[index];
+            let mut plan = setup.plan(&rest).map_err(usage)?;
+            apply(&mut plan, setting);
+            let label = format!("{} at once: ", setting.at_once);
+            let (_, outcome) = load::measure(&plan, &setup, &label)?;
+            load::check_errors(&setup, &outcome.record)?;
+            if runs.is_empty() {
+                whole = first(&outcome);
+            }
+            runs.push((index, run_of(setting, &outcome, block, sequence)));
+            sequence += 1;
+        }
+    }
+    load::describe(&mut whole, parsed, &setup.endpoint)?;
+    let points = points(&settings, &runs);
+    sum_up(&mut whole, &points, &runs);
+    let text = to_text(&settings, &points, &runs);
+    whole.runs = runs.into_iter().map(|(_, run)| run).collect();
+    if let Some(file) = parsed.text("csv") {
+        let csv = to_csv(&whole.runs);
+        std::fs::write(file, csv)
+            .map_err(|error| Error::Failed(format!("writing {file:?}: {error}")))?;
+    }
+    load::print_result(parsed, &whole, &text)
+}
+
+fn numbers(parsed: &Parsed, name: &str, max: u32) -> Result<Vec<u32>, String> {
+    let Some(text) = parsed.text(name) else { return Ok(Vec::new()) };
+    let number = |part: &str| {
+        let number = part.trim().parse().ok().filter(|number| (1..=max).contains(number));
+        number.ok_or_else(|| format!("--{name} {text}: not numbers from 1 to {max}, as 1,2,4"))
+    };
+    text.split(',').map(number).collect()
+}
+
+/// Lengths that are plain numbers multiply the points; another form is one for all of them.
+fn lengths(parsed: &Parsed, name: &str) -> Result<Vec<Option<u32>>, String> {
+    match parsed.text(name) {
+        None => Ok(vec![None]),
+        Some(text) if text.contains(':') => {
+            Err(format!("--{name} {text}: a list of plain numbers here, as 16,128"))
+        }
+        Some(_) => Ok(numbers(parsed, name, 1 << 20)?.into_iter().map(Some).collect()),
+    }
+}
+
+fn settings(parsed: &Parsed) -> Result<Vec<Setting>, String> {
+    if parsed.has("rate") || parsed.has("trace") {
+        return Err("the loads of throughput are closed: --concurrency or --batch".to_owned());
+    }
+    let (concurrency, batch) =
+        (numbers(parsed, "concurrency", 1_000_000)?, numbers(parsed, "batch", 4096)?);
+    let (at_once, is_batch) = match (concurrency.is_empty(), batch.is_empty()) {
+        (false, true) => (concurrency, false),
+        (true, false) => (batch, true),
+        (true, true) => return Err("--concurrency LIST or --batch LIST is needed".to_owned()),
+        _ => return Err("--concurrency and --batch exclude each other".to_owned()),
+    };
+    let (inputs, outputs) = (lengths(parsed, "input-tokens")?, lengths(parsed, "n-predict")?);
+    let mut settings = Vec::new();
+    for input in &inputs {
+        for output in &outputs {
+            for &at_once in &at_once {
+                let at_once = at_once as usize;
+                settings.push(Setting { at_once, batch: is_batch, input: *input, output: *output });
+            }
+        }
+    }
+    if settings.len() > POINTS_MAX {
+        return Err(format!("{} points; {POINTS_MAX} is the most", settings.len()));
+    }
+    Ok(settings)
+}
+
+fn apply(plan: &mut Plan<'_>, setting: &Setting) {
+    let takes_lists = matches!(plan.wire, Wire::Http { dialect: Dialect::Llama, .. });
+    if setting.batch && takes_lists {
+        plan.workload.batch = setting.at_once as u32;
+        plan.concurrency = Some(1);
+    } else {
+        plan.concurrency = Some(setting.at_once);
+        if let Wire::Binary { connections, .. } = &mut plan.wire {
+            *connections = setting.at_once.div_ceil(OPEN_REQUESTS_MAX as usize);
+        }
+    }
+    plan.cores = plan.cores.min(setting.at_once);
+    if let Source::Synthetic(synthetic) = &mut plan.workload.source {
+        synthetic.salt = load::salt();
+        if let Some(input) = setting.input {
+            synthetic.input = Length::Fixed(input);
+        }
+        if let Some(output) = setting.output {
+            synthetic.output = Some(Length::Fixed(output));
+        }
+    }
+    if let Some(output) = setting.output {
+        plan.workload.options.max_tokens = Some(output);
+    }
+}
+
+/// The experiment's own record, begun with its first run's surroundings.
+fn first(outcome: &Outcome) -> Record {
+    let of = &outcome.record;
+    Record {
+        environment: of.environment.clone(),
+        ..Record::new(of.command.clone(), of.started_at.clone())
+    }
+}
+
+fn run_of(setting: &Setting, outcome: &Outcome, repeat: u32, sequence: u32) -> Run {
+    let name = if setting.batch { "batch" } else { "concurrency" };
+    let mut settings = Map::from_iter([(name.to_owned(), json!(setting.at_once))]);
+    for (name, value) in [("input_tokens", setting.input), ("n_predict", setting.output)] {
+        if let Some(value) = value {
+            settings.insert(name.to_owned(), json!(value));
+        }
+    }
+    let record = Record { command: Vec::new(), environment: None, ..outcome.record.clone() };
+    Run { settings, repeat, sequence, failure: None, record }
+}
+
+/// Each setting's median rate and latency.
+fn points(settings: &[Setting], runs: &[(usize, Run)]) -> Vec<Point> {
+    let median = |index: usize, name: &str| {
+        let of = runs.iter().filter(|(of, _)| *of == index);
+        let values: Vec<f64> = of.filter_map(|(_, run)| run.record.number(name)).collect();
+        crate::bench::statistics::median(&values).unwrap_or(0.0)
+    };
+    let point = |(index, setting): (usize, &Setting)| Point {
+        load: setting.at_once as f64,
+        rate: median(index, "tokens_per_s"),
+        latency: median(index, "e2e_ms_p50"),
+    };
+    settings.iter().enumerate().map(point).collect()
+}
+
+fn sum_up(whole: &mut Record, points: &[Point], runs: &[(usize, Run)]) {
+    whole.ok = runs.iter().map(|(_, run)| run.record.ok).sum();
+    whole.errors = runs.iter().map(|(_, run)| run.record.errors).sum();
+    whole.wall_s = runs.iter().map(|(_, run)| run.record.wall_s).sum();
+    if let Some(knee) = frontier::knee(points) {
+        whole.set(
+            "knee",
+            json!({ "at_once": points[knee].load, "tokens_per_s": points[knee].rate }),
+        );
+    }
+    let pareto: Vec<f64> = frontier::pareto(points).iter().map(|i| points[*i].load).collect();
+    whole.set("pareto_at_once", pareto);
+}
+
+fn to_text(settings: &[Setting], points: &[Point], runs: &[(usize, Run)]) -> String {
+    let mut text = String::new();
+    let mut line = |line: String| {
+        let written = writeln!(text, "{line}");
+        debug_assert!(written.is_ok(), "a String takes every write");
+    };
+    for (_, run) in runs {
+        let limited = &run.record.figures["generator"]["reasons"];
+        for reason in limited.as_array().into_iter().flatten() {
+            let place = serde_json::to_string(&run.settings).unwrap_or_default();
+            line(format!("GENERATOR-LIMITED at {place}: {}", reason.as_str().unwrap_or_default()));
+        }
+    }
+    line(
+        "at once  input output   tokens/s requests/s   ttft p50    p99    e2e p50    p95    p99"
+            .to_owned(),
+    );
+    let (knee, pareto) = (frontier::knee(points), frontier::pareto(points));
+    for (index, setting) in settings.iter().enumerate() {
+        let of: Vec<&Run> = runs.iter().filter(|(of, _)| *of == index).map(|(_, r)| r).collect();
+        let cell = |name: &str, digits: usize| {
+            let values: Vec<f64> = of.iter().filter_map(|run| run.record.number(name)).collect();
+            let median = crate::bench::statistics::median(&values);
+            median.map_or("-".to_owned(), |value| format!("{value:.digits$}"))
+        };
+        let length = |n: Option<u32>| n.map_or("-".to_owned(), |n| n.to_string());
+        let mut row = format!(
+            "{:>7} {:>6} {:>6} {:>10} {:>10} {:>10} {:>6} {:>10} {:>6} {:>6}",
+            setting.at_once,
+            length(setting.input),
+            length(setting.output),
+            cell("tokens_per_s", 1),
+            cell("requests_per_s", 2),
+            cell("ttft_ms_p50", 1),
+            cell("ttft_ms_p99", 1),
+            cell("e2e_ms_p50", 1),
+            cell("e2e_ms_p95", 1),
+            cell("e2e_ms_p99", 1)
+        );
+        if knee == Some(index) {
+            row += "  knee";
+        }
+        if pareto.contains(&index) {
+            row += "  Pareto";
+        }
+        line(row);
+    }
+    line(
+        "latencies in ms, from each request's intended start; medians where runs were repeated"
+            .to_owned(),
+    );
+    text
+}
+
+const COLUMNS: [&str; 12] = [
+    "tokens_per_s",
+    "requests_per_s",
+    "ttft_ms_p50",
+    "ttft_ms_p95",
+    "ttft_ms_p99",
+    "itl_ms_p50",
+    "itl_ms_p99",
+    "e2e_ms_p50",
+    "e2e_ms_p95",
+    "e2e_ms_p99",
+    "goodput_requests_per_s",
+    "errors",
+];
+
+fn to_csv(runs: &[Run]) -> String {
+    let mut csv =
+        "inflight,throughput_tok_s,latency_p50_ms,latency_p95_ms,latency_p99_ms".to_owned();
+    csv += ",input_tokens,n_predict,repeat,sequence";
+    for column in COLUMNS {
+        csv += &format!(",{column}");
+    }
+    csv.push('\n');
+    for run in runs {
+        let number = |name: &str| run.record.number(name).map_or(String::new(), |n| n.to_string());
+        let set = |name: &str| run.settings.get(name).map_or(String::new(), |n| n.to_string());
+        let at_once = set("concurrency") + &set("batch");
+        let short = ["throughput_tok_s", "latency_p50_ms", "latency_p95_ms", "latency_p99_ms"];
+        let mut cells = vec![at_once];
+        cells.extend(short.iter().map(|name| number(name)));
+        cells.extend([set("input_tokens"), set("n_predict")]);
+        cells.extend([run.repeat.to_string(), run.sequence.to_string()]);
+        cells.extend(COLUMNS.iter().map(|name| number(name)));
+        csv += &(cells.join(",") + "\n");
+    }
+    csv
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cli::flags::{Asked, parse};
+
+    fn with(args: &[&str]) -> Result<Vec<Setting>, String> {
+        let Asked::Run(parsed) = parse(FLAGS, args.iter().map(Into::into).collect())? else {
+            panic!("help")
+        };
+        settings(&parsed)
+    }
+
+    #[test]
+    fn lists_multiply() {
+        let settings =
+            with(&["--concurrency", "1,4", "--input-tokens", "8,16,32", "--n_predict", "5"])
+                .unwrap();
+        assert_eq!(settings.len(), 6);
+        let last = &settings[5];
+        assert_eq!((last.at_once, last.input, last.output), (4, Some(32), Some(5)));
+        assert!(with(&["--batch", "1,2"]).unwrap()[1].batch);
+        for (args, message) in [
+            (&[][..], "--concurrency LIST or --batch LIST is needed"),
+            (
+                &["--batch", "1", "--concurrency", "1"],
+                "--concurrency and --batch exclude each other",
+            ),
+            (&["--batch", "1,x"], "--batch 1,x: not numbers from 1 to 4096, as 1,2,4"),
+            (
+                &["--batch", "1", "--rate", "5"],
+                "the loads of throughput are closed: --concurrency or --batch",
+            ),
+            (
+                &["--batch", "1", "--n-predict", "normal:5,1"],
+                "--n-predict normal:5,1: a list of plain numbers here, as 16,128",
+            ),
+        ] {
+            assert_eq!(with(args).unwrap_err(), message);
+        }
+    }
+}

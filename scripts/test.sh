@@ -83,7 +83,7 @@ export CNSE_TEST_MPI=$PWD/target/mpi-debian/debug/cnse
 
 step "tests" env CNSE_SIM_SEEDS=500 CNSE_HOSTILE_INPUTS=10000 cargo test --locked -- --nocapture
 step "fuzzing" env CNSE_FUZZ_INPUTS=10000000 cargo test --release --locked --test fuzz
-step "benches, each once" cargo bench --locked --bench wire -- --test
+step "benches, each once" cargo bench --locked --bench wire --bench digest -- --test
 step "build" scripts/build.sh
 
 # Starts a server in the background and waits for the address it says: `start NAME COMMAND…`; $address has it.

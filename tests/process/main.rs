@@ -8,3 +8,4 @@ mod llama;
 mod mpirun;
 mod schedule;
 mod serve;
+mod store;

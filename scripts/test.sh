@@ -85,7 +85,7 @@ step "tests" env CNSE_SIM_SEEDS=500 CNSE_HOSTILE_INPUTS=10000 cargo test --locke
 step "fuzzing" env CNSE_FUZZ_INPUTS=10000000 cargo test --release --locked --test fuzz
 step "experiments: false verdicts, and tuning against chance" env CNSE_EXPERIMENTS=10000 CNSE_TUNE_SEEDS=50 \
     cargo test --release --locked --test experiments -- --nocapture
-step "benches, each once" cargo bench --locked --bench wire -- --test
+step "benches, each once" cargo bench --locked --bench wire --bench digest -- --test
 step "build" scripts/build.sh
 
 # Starts a server in the background and waits for the address it says: `start NAME COMMAND…`; $address has it.

@@ -14,6 +14,10 @@ use cnse::proto::binary_client::{BinaryClient, ClientEvent};
 use cnse::proto::binary_server::{BinaryServer, ServerConfig, ServerEvent};
 use cnse::proto::http_client::{HttpClient, ResponseEvent};
 use cnse::proto::http_server::{HttpEvent, HttpServer};
+use cnse::store::Digest;
+use cnse::store::gguf::parse;
+use cnse::store::manifest::Manifest;
+use cnse::store::record::{Layout, Record};
 use cnse::wire::frame::{ErrorCode, FrameType, decode_frame, encode_frame};
 use cnse::wire::http1::RequestLine;
 use cnse::wire::message::{Hello, Infer, Input};
@@ -344,3 +348,86 @@ fn one_flipped_bit_in_a_frame_is_refused() {
         assert!(decode_frame(&flipped, 64).is_err(), "bit {bit}");
     }
 }
+
+/// A GGUF header of a random shape, most of it valid.
+fn gguf(prng: &mut Prng) -> Vec<u8> {
+    let string = |input: &mut Vec<u8>, text: &str| {
+        input.extend((text.len() as u64).to_le_bytes());
+        input.extend(text.as_bytes());
+    };
+    let (tensors, pairs) = (prng.below(4), prng.below(6));
+    let mut input = b"GGUF".to_vec();
+    input.extend(3_u32.to_le_bytes());
+    input.extend(tensors.to_le_bytes());
+    input.extend(pairs.to_le_bytes());
+    for pair in 0..pairs {
+        let keys = ["general.architecture", "general.alignment", "split.no", "x", "y", "z"];
+        string(&mut input, keys[pair as usize]);
+        let kind = prng.below(14) as u32;
+        input.extend(kind.to_le_bytes());
+        match kind {
+            0 | 1 | 7 => input.push(1),
+            2 | 3 => input.extend([1, 0]),
+            4..=6 => input.extend(32_u32.to_le_bytes()),
+            8 => string(&mut input, "llama"),
+            9 => {
+                input.extend((prng.below(13) as u32).to_le_bytes());
+                input.extend(prng.below(5).to_le_bytes());
+                input.extend(vec![0; prng.below(64) as usize]);
+            }
+            _ => input.extend(64_u64.to_le_bytes()),
+        }
+    }
+    for tensor in 0..tensors {
+        string(&mut input, &format!("blk.{tensor}"));
+        let dimensions = prng.below(4) as u32;
+        input.extend(dimensions.to_le_bytes());
+        (0..dimensions).for_each(|_| input.extend((32 * prng.below(9)).to_le_bytes()));
+        input.extend((prng.below(42) as u32).to_le_bytes());
+        input.extend((32 * prng.below(9)).to_le_bytes());
+    }
+    input.extend(vec![0; prng.below(512) as usize]);
+    input
+}
+
+#[test]
+fn hostile_headers_manifests_and_records() {
+    let (first, count) = (env("CNSE_FUZZ_SEED", 1), env("CNSE_FUZZ_INPUTS", 200_000) / 4);
+    let digest = Digest::of(b"");
+    let mut read = 0;
+    for seed in first..first + count {
+        let mut prng = Prng::new(seed);
+        let mut input = gguf(&mut prng);
+        if prng.below(2) == 0 {
+            mutate(&mut prng, &mut input);
+        }
+        let size = input.len() as u64;
+        if let Ok(header) = parse(&input[..], size) {
+            read += 1;
+            assert!(header.data_offset <= size + (1 << 30), "seed {seed}");
+            // Tensors may lie on top of each other, but each within the file.
+            let bytes: u64 = header.quantization.bytes_per_type.values().sum();
+            assert!(bytes <= size * header.tensor_count.max(1), "seed {seed}");
+        }
+        let record = Record::new(70_000, 65_536, Layout::Parts, vec![digest; 2]);
+        let mut input = record.to_json();
+        mutate(&mut prng, &mut input);
+        if let Ok(record) = Record::parse(&input) {
+            let parts = record.size.div_ceil(record.part_size);
+            assert_eq!(record.parts.len() as u64, parts, "seed {seed}");
+        }
+        let mut input = MANIFEST.to_vec();
+        mutate(&mut prng, &mut input);
+        if let Ok(manifest) = Manifest::parse(&input, "m", "here") {
+            let fine = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
+            assert!(manifest.files.iter().all(|file| file.name.chars().all(fine)), "seed {seed}");
+        }
+    }
+    assert!(count < 1000 || read > count / 50, "{read} of {count} headers were read");
+}
+
+const MANIFEST: &[u8] = br#"{"schema": 1, "name": "gemma", "tag": "q4", "size": 5,
+    "uploaded_at": "2026-11-24T00:00:00.000Z", "uploader": "cnse 0.1.0", "files": [{"name": "a.gguf",
+    "size": 5, "sha256": "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855",
+    "part_size": 65536,
+    "parts": ["e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"]}]}"#;

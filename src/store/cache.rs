@@ -381,8 +381,8 @@ impl<'f> Cache<'f> {
         going.iter().try_for_each(|digest| self.evict(digest))
     }
 
-    /// Makes a complete and checked file the blob of this name, by `rename`. The record comes first:
-    /// a blob is never without.
+    /// Makes a complete and checked file the blob of this name, by `rename`. The record comes
+    /// first: a blob is never without.
     pub(super) fn publish(
         &self,
         digest: &Digest,

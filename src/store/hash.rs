@@ -51,6 +51,11 @@ impl<'a> Bytes<'a> {
         Bytes { file, path, map: file.map() }
     }
 
+    /// Where the file is, for messages.
+    pub fn path(&self) -> &Path {
+        self.path
+    }
+
     /// Feeds a range to a hash, and counts it.
     ///
     /// # Errors

@@ -8,6 +8,9 @@
 //!                        └──in order──► digest of the whole                   one thread
 //! ```
 //!
+//! Into a file of this machine the system copies each part, and it is hashed there, from a map: the
+//! file is the buffer then.
+//!
 //! Where the remote has a blob of the same length, the file is hashed first: most likely it is
 //! there.
 
@@ -19,7 +22,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use super::digest::{Digest, Hasher};
 use super::error::Error;
 use super::files::{self, File, Files, Meta};
-use super::hash::{Counters, PIECE_BYTES, hash_file, lock, meta, unchanged};
+use super::hash::{Bytes, Counters, PIECE_BYTES, hash_file, lock, meta, unchanged};
 use super::record::{Layout, Record, check_parts, part_count, part_range};
 use super::remote::{PartSink, Remote, Upload};
 
@@ -112,9 +115,11 @@ pub fn put_blob(
         return Ok(stored);
     }
     let sink = remote.begin(&Upload { key: source.key(part_size), size, part_size })?;
+    let target = PathBuf::from(remote.describe());
     let pipeline = Pipeline {
         source,
         sink: &*sink,
+        target: sink.file().map(|file| Bytes::of(file, &target)),
         part_size,
         count,
         counters,
@@ -181,6 +186,8 @@ fn find(
 struct Pipeline<'a> {
     source: &'a Source,
     sink: &'a dyn PartSink,
+    /// Where parts are hashed, if they are copied into a file.
+    target: Option<Bytes<'a>>,
     part_size: u64,
     count: u32,
     counters: &'a Counters,
@@ -235,10 +242,25 @@ impl Pipeline<'_> {
             if let Some(digest) = only {
                 return digest;
             }
-            hasher.update(&bytes);
-            self.release(bytes);
+            match self.hash_part(index, &bytes, &mut hasher) {
+                Ok(()) => self.release(bytes),
+                Err(error) => {
+                    self.fail(error);
+                    return Digest([0; 32]);
+                }
+            }
         }
         hasher.finish()
+    }
+
+    fn hash_part(&self, index: u32, bytes: &[u8], hasher: &mut Hasher) -> Result<(), Error> {
+        let Some(target) = &self.target else {
+            hasher.update(bytes);
+            return Ok(());
+        };
+        let (start, len) = part_range(self.source.size(), self.part_size, index);
+        // It was counted when it was copied.
+        target.hash(start, len as u64, hasher, &Counters::default())
     }
 
     /// A thread that reads, hashes and sends parts.
@@ -270,7 +292,53 @@ impl Pipeline<'_> {
         }
     }
 
+    /// Copies a part into the target, and hashes it there.
+    fn copy_part(&self, index: u32, target: &Bytes<'_>, file: &dyn File) -> Result<(), Error> {
+        let (start, len) = part_range(self.source.size(), self.part_size, index);
+        let (bytes, uncounted) = (len as u64, Counters::default());
+        // What a killed process left is good if it is what the source has.
+        let held = if file.has_data(start, bytes) {
+            let of_source = Bytes::of(self.source.file(), &self.source.path);
+            Some(of_source.digest(start, bytes, &uncounted)?)
+        } else {
+            None
+        };
+        let held = match held {
+            Some(digest) if self.sink.holds(index, &digest)? => Some(digest),
+            _ => None,
+        };
+        let digest = match held {
+            Some(digest) => {
+                self.counters.reused.fetch_add(bytes, Ordering::Relaxed);
+                digest
+            }
+            None => {
+                let copied = file.copy_range(self.source.file(), start, bytes);
+                let copied = copied.map_err(|error| Error::io("write", target.path(), error))?;
+                if copied < bytes {
+                    let how = format!("it ends at byte {}", start + copied);
+                    return Err(Error::Changed { path: self.source.path.clone(), how });
+                }
+                file.start_sync(start, bytes);
+                self.counters.transferred.fetch_add(bytes, Ordering::Relaxed);
+                target.digest(start, bytes, &uncounted)?
+            }
+        };
+        self.counters.add(bytes);
+        let mut state = lock(&self.state);
+        state.parts[index as usize] = Some(digest);
+        state.read.insert(index, Arc::default());
+        drop(state);
+        self.changed.notify_all();
+        Ok(())
+    }
+
     fn send_part(&self, index: u32, mut buffer: Vec<u8>) -> Result<(), Error> {
+        if let (Some(target), Some(file)) = (&self.target, self.sink.file()) {
+            self.copy_part(index, target, file)?;
+            self.release(Arc::new(buffer));
+            return Ok(());
+        }
         let digest = self.read_part(index, &mut buffer)?;
         let bytes = Arc::new(buffer);
         let mut state = lock(&self.state);

@@ -13,3 +13,4 @@ mod serve;
 mod store_filer;
 mod store_on_filer;
 mod weed;
+mod store;

@@ -17,9 +17,9 @@ pub const HELP: &str = concat!(
 usage: cnse cache [FLAGS] ls|prune
        cnse cache [FLAGS] pin|unpin REF…
 
-What this machine has fetched. When a download needs room, what was not used for longest goes first:
-never what is pinned, open in any process, or was asked for within the last minute. prune removes all
-that may go, or with --cache-size as much as it takes.
+What this machine has fetched. When a download needs room, what was not used for longest goes
+first: never what is pinned, open in any process, or was asked for within the last minute. prune
+removes all that may go, or with --cache-size as much as it takes.
 
 examples:
   cnse cache ls

@@ -21,9 +21,9 @@ pub const HELP: &str = concat!(
     "\
 usage: cnse put [FLAGS] [FILE]…
 
-Stores files as a model: each as a blob that is named by its SHA-256, then a manifest, then a tag. It
-is read once; what is sent is what was hashed. Killed, it goes on where it was when the same command
-runs again. A model that was stored before is not sent again.
+Stores files as a model: each as a blob that is named by its SHA-256, then a manifest, then a tag.
+What is sent is what was hashed. Killed, it goes on where it was when the same command runs again. A
+model that was stored before is not sent again.
 
 examples:
   cnse put --file gemma-2-2b-it-Q4_K_M.gguf

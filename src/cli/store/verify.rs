@@ -23,9 +23,9 @@ usage: cnse verify [FLAGS] [REF]…
 
 Checks models, all that are stored unless some are named: that their blobs are there and as long as
 they should be, and of each the first part, the last, and one that changes from time to time. With
---full every part, on all cores. With --heal what is damaged is mended part by part: in the store from
-this machine's cache or from --file, in the cache (--cache) from the store. The exit code is 0 if all
-is well in the end.
+--full every part, on all cores. With --heal what is damaged is mended part by part: in the store
+from this machine's cache or from --file, in the cache (--cache) from the store. The exit code is 0
+if all is well in the end.
 
 examples:
   cnse verify

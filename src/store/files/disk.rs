@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::io;
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt, symlink};
 use std::path::Path;
 use std::sync::OnceLock;
@@ -25,8 +25,6 @@ struct DiskFile(fs::File);
 
 /// Copied in one call: a signal is seen in between.
 const COPY_BYTES: usize = 64 << 20;
-/// Read and written at once where the system cannot copy by itself.
-const COPY_BUFFER_BYTES: usize = 256 << 10;
 
 impl Files for Disk {
     fn open(&self, path: &Path) -> io::Result<Box<dyn File>> {
@@ -45,7 +43,7 @@ impl Files for Disk {
     fn copy(&self, from: &Path, to: &Path) -> io::Result<()> {
         let source = fs::File::open(from)?;
         let target = fs::File::options().read(true).write(true).create_new(true).open(to)?;
-        let copied = copy(&source, &target);
+        let copied = copy(source, target);
         if copied.is_err() {
             let _ = fs::remove_file(to);
         }
@@ -175,35 +173,13 @@ fn meta(found: &fs::Metadata) -> Meta {
     }
 }
 
-fn copy(source: &fs::File, target: &fs::File) -> io::Result<()> {
+fn copy(source: fs::File, target: fs::File) -> io::Result<()> {
     if super::super::map::clone_file(target.as_raw_fd(), source.as_raw_fd()) {
         return Ok(());
     }
     let size = source.metadata()?.len();
-    let mut done = 0;
-    while done < size {
-        let (mut from, mut to) = (done as i64, done as i64);
-        match copy_file_range(source, Some(&mut from), target, Some(&mut to), COPY_BYTES) {
-            // What the system cannot copy by itself (another file system, an odd one) is read.
-            Ok(0) | Err(Errno::EXDEV | Errno::EINVAL | Errno::EOPNOTSUPP | Errno::ENOSYS) => break,
-            Ok(count) => done += count as u64,
-            Err(Errno::EINTR) => {}
-            Err(error) => return Err(error.into()),
-        }
-    }
-    let mut buffer = vec![0; COPY_BUFFER_BYTES];
-    loop {
-        match source.read_at(&mut buffer, done) {
-            Ok(0) => break,
-            Ok(count) => {
-                target.write_all_at(&buffer[..count], done)?;
-                done += count as u64;
-            }
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) => return Err(error),
-        }
-    }
-    if done == size { Ok(()) } else { Err(io::ErrorKind::UnexpectedEof.into()) }
+    let copied = DiskFile(target).copy_range(&DiskFile(source), 0, size)?;
+    if copied == size { Ok(()) } else { Err(io::ErrorKind::UnexpectedEof.into()) }
 }
 
 impl File for DiskFile {
@@ -213,6 +189,30 @@ impl File for DiskFile {
 
     fn write_at(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
         self.0.write_all_at(bytes, offset)
+    }
+
+    fn copy_range(&self, from: &dyn File, offset: u64, bytes: u64) -> io::Result<u64> {
+        let mut done = 0;
+        while let Some(source) = from.descriptor().filter(|_| done < bytes) {
+            let (mut of_source, mut of_target) = ((offset + done) as i64, (offset + done) as i64);
+            let count = COPY_BYTES.min((bytes - done) as usize);
+            let (source_at, target_at) = (Some(&mut of_source), Some(&mut of_target));
+            match copy_file_range(source, source_at, &self.0, target_at, count) {
+                // What the system cannot copy by itself (another disk, an odd one) is read.
+                Ok(0) | Err(Errno::EXDEV | Errno::EINVAL | Errno::EOPNOTSUPP | Errno::ENOSYS) => {
+                    break;
+                }
+                Ok(count) => done += count as u64,
+                Err(Errno::EINTR) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        let rest = super::copy_by_reading(self, from, offset + done, bytes - done)?;
+        Ok(done + rest)
+    }
+
+    fn descriptor(&self) -> Option<BorrowedFd<'_>> {
+        Some(self.0.as_fd())
     }
 
     fn set_len(&self, bytes: u64) -> io::Result<()> {

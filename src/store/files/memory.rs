@@ -6,6 +6,7 @@
 
 use std::collections::BTreeMap;
 use std::io;
+use std::os::fd::BorrowedFd;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, SystemTime};
@@ -464,6 +465,14 @@ impl File for MemoryFile {
         inode.bytes[offset as usize..end].copy_from_slice(written);
         (inode.modified, inode.changed) = (clock, clock);
         if is_last { Err(error(libc::EIO)) } else { Ok(()) }
+    }
+
+    fn copy_range(&self, from: &dyn File, offset: u64, bytes: u64) -> io::Result<u64> {
+        super::copy_by_reading(self, from, offset, bytes)
+    }
+
+    fn descriptor(&self) -> Option<BorrowedFd<'_>> {
+        None
     }
 
     fn set_len(&self, bytes: u64) -> io::Result<()> {

@@ -10,6 +10,7 @@ pub(in crate::store) mod memory;
 mod publish;
 
 use std::io;
+use std::os::fd::BorrowedFd;
 use std::path::Path;
 use std::time::SystemTime;
 
@@ -140,6 +141,16 @@ pub trait File: Send + Sync {
     /// As pwrite(2).
     fn write_at(&self, bytes: &[u8], offset: u64) -> io::Result<()>;
 
+    /// Copies bytes from the same place of another file, by the system alone where it can; how many
+    /// there were.
+    ///
+    /// # Errors
+    /// As copy_file_range(2), pread(2) and pwrite(2).
+    fn copy_range(&self, from: &dyn File, offset: u64, bytes: u64) -> io::Result<u64>;
+
+    /// Its descriptor, where it has one.
+    fn descriptor(&self) -> Option<BorrowedFd<'_>>;
+
     /// Cuts or extends it, with zeros.
     ///
     /// # Errors
@@ -181,6 +192,9 @@ pub trait File: Send + Sync {
     fn map(&self) -> Option<Map>;
 }
 
+/// Read and written at once where the system cannot copy by itself.
+const COPY_BYTES: usize = 256 << 10;
+
 /// What is known of a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Meta {
@@ -200,6 +214,25 @@ pub struct Meta {
     pub modified: SystemTime,
     /// Last change of anything, in ns of a clock; nobody can set it.
     pub changed_ns: i128,
+}
+
+/// Copies bytes from the same place of another file, through a buffer; how many there were.
+///
+/// # Errors
+/// As pread(2) and pwrite(2).
+fn copy_by_reading(to: &dyn File, from: &dyn File, offset: u64, bytes: u64) -> io::Result<u64> {
+    let mut buffer = vec![0; (COPY_BYTES as u64).min(bytes) as usize];
+    let mut done = 0;
+    while done < bytes {
+        let piece = &mut buffer[..(COPY_BYTES as u64).min(bytes - done) as usize];
+        let count = read_full(from, piece, offset + done)?;
+        to.write_at(&piece[..count], offset + done)?;
+        done += count as u64;
+        if count < piece.len() {
+            break;
+        }
+    }
+    Ok(done)
 }
 
 /// Reads until `into` is full or the file ends; how many bytes came.

@@ -14,7 +14,7 @@ use crate::limits::STORE_JSON_BYTES_MAX;
 use crate::store::claim::{self, Claim};
 use crate::store::digest::{Digest, Hasher};
 use crate::store::error::Error;
-use crate::store::files::{self, Files, Meta, create_dirs, parent, write_whole};
+use crate::store::files::{self, File, Files, Meta, create_dirs, parent, write_whole};
 use crate::store::layout;
 use crate::store::name::Tag;
 use crate::store::record::{Layout, Record, part_range};
@@ -352,6 +352,10 @@ impl PartSink for Sink<'_> {
         written.map_err(|error| Error::io("write", self.claim.path(), error))?;
         file.start_sync(start, len as u64);
         Ok(())
+    }
+
+    fn file(&self) -> Option<&dyn File> {
+        Some(self.claim.file())
     }
 
     fn complete(self: Box<Self>, digest: &Digest, record: Record) -> Result<(), Error> {

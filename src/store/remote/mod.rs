@@ -16,6 +16,7 @@ use std::time::Duration;
 
 use super::digest::Digest;
 use super::error::Error;
+use super::files::File;
 use super::name::Tag;
 use super::record::{Layout, Record};
 
@@ -191,6 +192,13 @@ pub trait PartSink: Send + Sync {
     /// # Errors
     /// The remote does not answer, refuses, or is full.
     fn put(&self, index: u32, digest: &Digest, bytes: &[u8]) -> Result<(), Error>;
+
+    /// The file in which the parts lie one after the other, if there is one that this process can
+    /// write. What has one is not given parts by `put`: the system copies them into it, and they
+    /// are hashed there. So what is stored is what was hashed, and nothing passes through a buffer.
+    fn file(&self) -> Option<&dyn File> {
+        None
+    }
 
     /// Makes the blob visible under `digest`, durably, with its record (which says how this remote
     /// keeps it: `record.layout` is set here). All parts were put or held. A blob of this name that

@@ -32,7 +32,7 @@ fn at_every_call(
             let has_met = memory.has_met_fault();
             let afters = match fault {
                 Fault::Stop => &[After::Kill, After::PowerLoss, After::NamesFirst][..],
-                Fault::Fail(_) => &[After::Kill, After::PowerLoss],
+                Fault::Fail(_) => &[After::Kill],
             };
             for &after in afters {
                 let at = format!("{what}, {fault:?} at call {call}, then {after:?}: {result:?}");

@@ -62,6 +62,7 @@ install cargo cargo
 install cc gcc
 step "format" cargo fmt --check
 step "clippy" cargo clippy --all-targets --locked -- -D warnings
+step "the feature tls" cargo clippy --lib --locked --features tls -- -D warnings
 step "docs" env RUSTDOCFLAGS="-D warnings" cargo doc --no-deps --locked --quiet
 
 if [ -n "$quick" ]; then

@@ -2,7 +2,9 @@
 # How fast models get to a SeaweedFS and back: cnse, weed's own clients, curl with a SHA-256, and rclone, to the same
 # server, in turn. Then what `put` to a directory costs beside hashing and copying. Prints every run, then medians.
 #
-#   scripts/compare_store.sh [MIB] [ROUNDS]    1536 MiB and 3 rounds by default; a round takes 1 to 2 minutes
+#   scripts/compare_store.sh [MIB] [ROUNDS] [put|get]
+#
+# 1536 MiB and 3 rounds by default; a round takes 1 to 2 minutes, one of `put` or `get` alone half of that.
 #
 # It needs curl, openssl and rclone (apt-get install curl openssl rclone), and weed (scripts/seaweed.sh). Of these, cnse
 # alone checks end to end: what it stored is named by its SHA-256, and what it fetched was hashed on the way, by parts
@@ -15,6 +17,11 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 mib=${1:-1536}
 rounds=${2:-3}
+what=${3:-all}
+case $what in
+    put | get | all) ;;
+    *) sed -n '2,/^set /{/^#/s/^# \{0,1\}//p}' "$0" >&2; exit 2 ;;
+esac
 cnse=${CARGO_TARGET_DIR:-target}/release/cnse
 [ -x "$cnse" ] || scripts/build.sh >&2
 cnse=$(realpath "$cnse")
@@ -70,34 +77,38 @@ for round in $(seq "$rounds"); do
     run "put: cnse" "$cnse" put --file "$file" --filer "$filer" --name model --tag x --quiet
     hash=$(cat "$work/out")
     run "put: weed filer.copy" "$weed" filer.copy "$file" "$filer/copy/"
-    run "put: weed upload" "$weed" upload -master="$master" -maxMB=32 "$file"
-    fid=$(grep -o '"fid":"[^"]*"' "$work/out" | tail -n 1 | cut -d'"' -f4)
+    if [ "$what" != get ]; then
+        run "put: weed upload" "$weed" upload -master="$master" -maxMB=32 "$file"
+        fid=$(grep -o '"fid":"[^"]*"' "$work/out" | tail -n 1 | cut -d'"' -f4)
+        curl --silent --output /dev/null -X DELETE "http://127.0.0.1:$(("${master#*:}" + 1))/$fid" || true
+    fi
     run "put: openssl, curl -T" curl_put
     run "put: rclone" rclone copyto "$file" w:models/model.bin
 
-    run "get: cnse --path" "$cnse" get --hash "$hash" --filer "$filer" --path
-    same "$(cat "$work/out")"
-    rm -rf "$CNSE_CACHE"
-    run "get: cnse --output" "$cnse" get --hash "$hash" --filer "$filer" --output "$work/got" --quiet
-    same "$work/got"
-    rm -rf "$CNSE_CACHE" "$work/got"
-    run "get: weed filer.cat" "$weed" filer.cat -o "$work/got" "$filer/copy/model.bin"
-    rm -f "$work/got"
-    run "get: curl, openssl" curl_get
-    same "$work/got"
-    rm -f "$work/got"
-    run "get: rclone" rclone copyto w:models/model.bin "$work/got"
-    rm -f "$work/got"
+    if [ "$what" != put ]; then
+        run "get: cnse --path" "$cnse" get --hash "$hash" --filer "$filer" --path
+        same "$(cat "$work/out")"
+        rm -rf "$CNSE_CACHE"
+        run "get: cnse --output" "$cnse" get --hash "$hash" --filer "$filer" --output "$work/got" --quiet
+        same "$work/got"
+        rm -rf "$CNSE_CACHE" "$work/got"
+        run "get: weed filer.cat" "$weed" filer.cat -o "$work/got" "$filer/copy/model.bin"
+        rm -f "$work/got"
+        run "get: curl, openssl" curl_get
+        same "$work/got"
+        rm -f "$work/got"
+        run "get: rclone" rclone copyto w:models/model.bin "$work/got"
+        rm -f "$work/got"
+    fi
+    if [ "$what" != get ]; then
+        run "directory: openssl dgst" openssl dgst -sha256 "$file"
+        run "directory: cp and sync" bash -c "cp '$file' '$work/got' && sync '$work/got'"
+        rm -f "$work/got"
+        run "directory: cnse put" "$cnse" put --file "$file" --store "$CNSE_STORE" --name model --tag x --quiet
+        rm -rf "$CNSE_STORE"
+    fi
 
-    run "directory: openssl dgst" openssl dgst -sha256 "$file"
-    run "directory: cp and sync" bash -c "cp '$file' '$work/got' && sync '$work/got'"
-    rm -f "$work/got"
-    run "directory: cnse put" "$cnse" put --file "$file" --store "$CNSE_STORE" --name model --tag x --quiet
-    rm -rf "$CNSE_STORE"
-
-    "$cnse" rm model:x --filer "$filer" --quiet >/dev/null 2>&1 || true
     curl --silent -X DELETE "$filer/cnse?recursive=true" "$filer/copy?recursive=true" "$filer/curl?recursive=true"
-    curl --silent -X DELETE "http://$master/$fid" >/dev/null || true
     rclone deletefile w:models/model.bin
 done
 
@@ -123,6 +134,7 @@ awk -F '  +' -v bytes="$bytes" '
         }
         hash = m["directory: openssl dgst"]; copy = m["directory: cp and sync"]
         slower = hash > copy ? hash : copy
-        printf "put: cnse takes %.2f of the fastest other; get: %.2f\n", m["put: cnse"] / best_put, m["get: cnse --path"] / best_get
-        printf "put to a directory takes %.2f of the slower of hash and copy\n", m["directory: cnse put"] / slower
+        printf "put: cnse takes %.2f of the fastest other\n", m["put: cnse"] / best_put
+        if (best_get) printf "get: cnse takes %.2f of the fastest other\n", m["get: cnse --path"] / best_get
+        if (slower) printf "put to a directory takes %.2f of the slower of hash and copy\n", m["directory: cnse put"] / slower
     }' "$work/results"

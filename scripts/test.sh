@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # All tests of cnse. It installs what it needs on a fresh Debian machine, and builds the real peers once into a cache.
 #
-#   scripts/test.sh            everything; peers are built in the first run (6 to 15 minutes), later runs take a few
+#   scripts/test.sh            everything; peers are built in the first run (10 to 25 minutes), later runs take a few
 #   scripts/test.sh --quick    lints and `cargo test`: needs nothing but Rust, and skips what needs a peer
 #
 # CNSE_PEERS_CACHE   where the peers are kept (default: ${XDG_CACHE_HOME:-~/.cache}/cnse/peers)
@@ -62,6 +62,7 @@ install cargo cargo
 install cc gcc
 step "format" cargo fmt --check
 step "clippy" cargo clippy --all-targets --locked -- -D warnings
+step "the feature tls" cargo clippy --lib --locked --features tls -- -D warnings
 step "docs" env RUSTDOCFLAGS="-D warnings" cargo doc --no-deps --locked --quiet
 
 if [ -n "$quick" ]; then
@@ -77,6 +78,10 @@ CNSE_TEST_LLAMA_SERVER=$(tail -n 1 "$log/server")
 CNSE_TEST_MODELS=$(tail -n 1 "$log/models")
 python=$(tail -n 1 "$log/python")
 export CNSE_TEST_LLAMA_SERVER CNSE_TEST_MODELS CNSE_TEST_PEERS=required
+
+step "the real SeaweedFS" bash -c 'scripts/seaweed.sh >"$0/weed"' "$log"
+CNSE_TEST_WEED=$(tail -n 1 "$log/weed")
+export CNSE_TEST_WEED
 
 step "MPI: the fabric on 1, 2, 4 and 8 ranks" scripts/mpi.sh
 export CNSE_TEST_MPI=$PWD/target/mpi-debian/debug/cnse

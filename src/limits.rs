@@ -85,12 +85,12 @@ pub const GGUF_HEADER_BYTES_MAX: u64 = 256 << 20;
 pub const GGUF_COUNT_MAX: u64 = 1_000_000;
 /// A model's name or tag: a file system's 255 less what is put around it.
 pub const STORE_NAME_BYTES_MAX: usize = 200;
-/// Connections to one filer or volume server that are kept for the next request: one for each worker
-/// and some for what goes beside.
+/// Connections to one filer or volume server that are kept for the next request: one for each
+/// worker and some for what goes beside.
 pub const FILER_CONNECTIONS_MAX: usize = 16;
 /// Bytes of a chunk, SeaweedFS's unit of storage, where the store makes them itself: about what its
-/// own clients take. A volume server reads a chunk into a buffer that it makes 4 MiB large at first;
-/// one that fills it to the last byte has it doubled and copied, at a third more CPU time.
+/// own clients take. A volume server reads a chunk into a buffer that it makes 4 MiB large at
+/// first; one that fills it to the last byte has it doubled and copied, at a third more CPU time.
 pub const FILER_CHUNK_BYTES: usize = (4 << 20) - (4 << 10);
 /// Entries of one page of a filer's listing: each comes with all its chunks.
 pub const FILER_PAGE_ENTRIES: usize = 200;

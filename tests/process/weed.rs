@@ -1,5 +1,5 @@
-//! A real SeaweedFS: `CNSE_TEST_WEED` names the `weed` to run. Where it is not set, each test says so
-//! and does nothing; `CNSE_TEST_PEERS=required` makes that a failure.
+//! A real SeaweedFS: `CNSE_TEST_WEED` names the `weed` to run. Where it is not set, each test says
+//! so and does nothing; `CNSE_TEST_PEERS=required` makes that a failure.
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};

@@ -1,7 +1,7 @@
 //! Who asks: a ready token, or one that is made from the filer's signing key.
 //!
-//! The filer takes JSON web tokens signed with HMAC-SHA-256 (RFC 7519, RFC 7515, RFC 2104) and looks
-//! at `exp` only, once, when a request begins: so a short life is enough for a long body.
+//! The filer takes JSON web tokens signed with HMAC-SHA-256 (RFC 7519, RFC 7515, RFC 2104) and
+//! looks at `exp` only, once, when a request begins: so a short life is enough for a long body.
 
 use std::time::Duration;
 

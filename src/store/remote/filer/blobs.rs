@@ -72,7 +72,7 @@ impl Remote for Filer<'_> {
         let record = stat.record.as_ref().ok_or_else(|| self.gone(digest))?;
         let (start, len) = part_range(record.size, record.part_size, index);
         assert_eq!(bytes.len(), len, "a whole part");
-        if record.layout == Layout::Parts {
+        if stat.layout == Layout::Parts {
             let path = self.path(&layout::part(digest, index));
             return self.http.write(&path, "fsync=true&maxMB=32", BLOB_TYPE, bytes);
         }

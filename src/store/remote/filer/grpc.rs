@@ -27,8 +27,8 @@ const MESSAGE_BYTES_MAX: usize = 16 << 20;
 const FRAME_BYTES: usize = 16 << 10;
 /// What may be sent before the other side makes room, until it says otherwise.
 const WINDOW_BYTES: i64 = 65_535;
-/// How long a connection is waited for: the filer answers HTTP already, so what does not come at once
-/// does not come.
+/// How long a connection is waited for: the filer answers HTTP already, so what does not come at
+/// once does not come.
 const CONNECT_MAX: std::time::Duration = std::time::Duration::from_secs(2);
 
 mod kind {

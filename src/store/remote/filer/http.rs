@@ -291,7 +291,8 @@ impl Http {
                 Ok(done) => return Ok(done),
                 Err(fault) => fault,
             };
-            // Whoever has never answered is more likely a wrong address than a server that restarts.
+            // Whoever has never answered is more likely a wrong address than a server that
+            // restarts.
             let has_answered = self.has_answered.load(Ordering::Relaxed);
             let patience = if has_answered { self.patience } else { FILER_FIRST_PATIENCE };
             if !fault.is_retryable || retry.since.elapsed() >= patience {

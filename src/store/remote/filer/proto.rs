@@ -1,5 +1,5 @@
-//! The few messages of SeaweedFS's `filer.proto` (package `filer_pb`) that the store sends and reads,
-//! in protocol buffers' wire format (protobuf.dev/programming-guides/encoding). Pure.
+//! The few messages of SeaweedFS's `filer.proto` (package `filer_pb`) that the store sends and
+//! reads, in protocol buffers' wire format (protobuf.dev/programming-guides/encoding). Pure.
 
 /// A chunk of a file: where its bytes are, and where in the file they belong.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -128,7 +128,8 @@ pub fn created(bytes: &[u8]) -> Result<(), String> {
     Ok(())
 }
 
-/// `GetFilerConfigurationResponse`: whether what is stored has to be encrypted by whoever stores it.
+/// `GetFilerConfigurationResponse`: whether what is stored has to be encrypted by whoever stores
+/// it.
 ///
 /// # Errors
 /// It is no message.

@@ -297,7 +297,12 @@ impl Http {
             Err(fault) => return (0, Err(fault)),
         };
         let fault = match (answer.status, content_range(&answer)) {
-            (404, _) => return (0, Ok(Read::Missing)),
+            // Also what the filer says of a file whose chunk it cannot read.
+            (404, _) => match self.size_once(path) {
+                Ok(None) => return (0, Ok(Read::Missing)),
+                Ok(Some(_)) => Fault::passing("a chunk of the file is not to be had"),
+                Err(fault) => fault,
+            },
             (206, Some((start, end, size))) if size == whole && (start, end) == (from, last) => {
                 let (count, ended) = answer.fill(into);
                 return (count, ended.map(|()| Read::Whole));

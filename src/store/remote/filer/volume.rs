@@ -1,6 +1,6 @@
 //! Chunks straight to volume servers, as SeaweedFS's own `weed filer.copy` and `weed mount` write
-//! them: the filer assigns a place to each, the volume server stores it, and the filer is told which
-//! chunks make up a file.
+//! them: the filer assigns a place to each, the volume server stores it, and the filer is told
+//! which chunks make up a file.
 //!
 //! What goes through the filer's HTTP it hashes with MD5, twice over for an upload by TUS and three
 //! times for a PUT, one of them over the whole file on one core; that bounds both, and the store
@@ -24,8 +24,8 @@ pub struct Volumes {
     misses: AtomicU32,
 }
 
-/// Chunks that may fail in a row before all go through the filer: the volume servers of a filer in a
-/// container, say, may have addresses that mean nothing here.
+/// Chunks that may fail in a row before all go through the filer: the volume servers of a filer in
+/// a container, say, may have addresses that mean nothing here.
 const MISSES_MAX: u32 = 3;
 
 impl Volumes {
@@ -43,9 +43,9 @@ impl Volumes {
         self.misses.load(Ordering::Relaxed) < MISSES_MAX
     }
 
-    /// Stores bytes, two chunks at a time (while a volume server writes one it can take the next), as
-    /// chunks of the file at `path`, to which they do not belong yet; their offsets
-    /// begin at `start`. None: the volume servers are out of reach.
+    /// Stores bytes, two chunks at a time (while a volume server writes one it can take the next),
+    /// as chunks of the file at `path`, to which they do not belong yet; their offsets begin at
+    /// `start`. None: the volume servers are out of reach.
     ///
     /// # Errors
     /// The filer does not answer or refuses.
@@ -135,8 +135,8 @@ impl Volumes {
         stored
     }
 
-    /// Makes a file of chunks, in place of what is there: of its chunks those are freed that the new
-    /// file has not. To do it twice is to do it once.
+    /// Makes a file of chunks, in place of what is there: of its chunks those are freed that the
+    /// new file has not. To do it twice is to do it once.
     ///
     /// # Errors
     /// The filer does not answer or refuses; it says that the file has another size.

@@ -142,7 +142,7 @@ wall_s,ok,errors,tokens_per_s,extra
     #[test]
     fn medians_for_people() {
         let expected = "\
- x  m  runs  throughput_tok_s
+\x20x  m  runs  throughput_tok_s
  2  a     1             30.50
 10  a     1             10.00
 ";

@@ -1,7 +1,7 @@
 //! What experiments promise, held against experiments whose truth is known.
 //!
-//! `CNSE_EXPERIMENTS` is how many are simulated for each effect and threshold (500), and
-//! `CNSE_TUNE_SEEDS` how many searches (8).
+//! `CNSE_EXPERIMENTS` is how many are simulated for each effect and threshold (200), and
+//! `CNSE_TUNE_SEEDS` how many searches (4).
 
 use std::fmt;
 
@@ -113,7 +113,7 @@ impl fmt::Display for Rate {
 
 #[test]
 fn false_verdicts_keep_to_the_stated_rate() {
-    let count = from_environment("CNSE_EXPERIMENTS", 500);
+    let count = from_environment("CNSE_EXPERIMENTS", 200);
     let steps = [0.0, 0.05, 0.1, 0.2];
     println!(
         "effect threshold  supported refuted undecided    false   (of {count}, alpha {ALPHA})"
@@ -146,7 +146,7 @@ fn false_verdicts_keep_to_the_stated_rate() {
 #[test]
 fn looking_again_does_not_raise_the_rate() {
     // Whoever goes on until it is decided, at the threshold itself, where each verdict is false.
-    let count = from_environment("CNSE_EXPERIMENTS", 500);
+    let count = from_environment("CNSE_EXPERIMENTS", 200);
     let hypothesis = Hypothesis::parse("tokens_per_s: x=16 > x=8 by 10%").unwrap();
     let mut wrong = 0;
     for seed in 0..count {
@@ -209,7 +209,7 @@ fn runs_to_reach(space: &Space, goal: &Goal, seed: u64, guided: bool) -> f64 {
 
 #[test]
 fn tuning_needs_fewer_runs_than_chance() {
-    let seeds = from_environment("CNSE_TUNE_SEEDS", 8);
+    let seeds = from_environment("CNSE_TUNE_SEEDS", 4);
     let space = Space::parse(&[
         "inflight=1,2,4,6,8,12,16,24,32,64",
         "batch=64,128,256,512,1024,2048",

@@ -10,7 +10,7 @@ mod llama;
 mod mpirun;
 mod schedule;
 mod serve;
+mod store;
 mod store_filer;
 mod store_on_filer;
 mod weed;
-mod store;

@@ -20,6 +20,8 @@ use crate::sched::launcher::Launched;
 pub const FEATURES: &[&str] = &[
     #[cfg(feature = "mpi")]
     "mpi",
+    #[cfg(feature = "png")]
+    "png",
 ];
 
 /// Why a subcommand did not do what it was asked.

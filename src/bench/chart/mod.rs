@@ -16,6 +16,8 @@ pub mod draw;
 pub mod forest;
 pub mod heat;
 pub mod plot;
+#[cfg(feature = "png")]
+pub mod png;
 pub mod shapes;
 pub mod style;
 pub mod svg;

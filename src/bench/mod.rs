@@ -1,7 +1,12 @@
-//! Load generators and their reports. They measure from outside, as a client does.
+//! Load generators, experiments and their reports. They measure from outside, as a client does.
 
 mod binary;
 pub mod chart;
+pub mod environment;
 pub mod load;
+pub mod page;
 pub mod plan;
+pub mod processes;
+pub mod record;
 pub mod report;
+pub mod statistics;

@@ -25,7 +25,7 @@ pub struct Interval {
     pub at_s: f64,
     /// Milliseconds: the median of it.
     pub p50: f64,
-    /// And the 99th percentile, or the highest where there are fewer than a hundred.
+    /// And the highest.
     pub high: f64,
 }
 
@@ -55,6 +55,7 @@ pub struct Scaling {
     pub band: Vec<(f64, f64, f64)>,
 }
 
+const TIME: &str = "time since the start of the run, s";
 /// Outliers that are drawn; the highest of more.
 pub const OUTLIERS_MAX: usize = 300;
 
@@ -122,11 +123,9 @@ pub fn timeline(
     let y =
         spread_axis(&format!("{quantity}, ms"), all().chain(outliers.iter().map(|(_, ms)| *ms)));
     let times = intervals.iter().map(|i| i.at_s).chain(outliers.iter().map(|(at, _)| *at));
-    let x = Axis::from_zero("time since the start of the run, s", times);
-    let mut series = vec![
-        Series::line("median", median, look(0)),
-        Series::line("99th percentile", high, look(1)),
-    ];
+    let x = Axis::from_zero(TIME, times);
+    let mut series =
+        vec![Series::line("median", median, look(0)), Series::line("highest", high, look(1))];
     if !outliers.is_empty() {
         let mark = Look { color: ALARM, dash: "", marker: Marker::Cross };
         let points = Series::line("outliers", outliers, mark);
@@ -134,13 +133,25 @@ pub fn timeline(
     }
     Plot {
         title: title.to_owned(),
-        subtitle: "Requests by the moment at which they were meant to start. Level lines mean that \
-                   the run was steady; a slope means that a queue grew; crosses are single requests \
-                   far out of the rest."
+        subtitle: "Requests by the moment at which they ended: the middle one and the slowest of \
+                   each interval. Level lines mean that the run was steady, a slope that a queue \
+                   grew; crosses are single requests far out of the rest."
             .to_owned(),
         x,
         y,
         series,
+        rules: Vec::new(),
+    }
+}
+
+/// Something counted over the time of the run.
+pub fn course(title: &str, label: &str, points: Vec<(f64, f64)>) -> Plot {
+    Plot {
+        title: title.to_owned(),
+        subtitle: String::new(),
+        x: Axis::from_zero(TIME, points.iter().map(|(at, _)| *at)),
+        y: Axis::from_zero(label, points.iter().map(|(_, y)| *y)),
+        series: vec![Series::line("", points, look(0))],
         rules: Vec::new(),
     }
 }

@@ -3,6 +3,7 @@
 mod binary;
 pub mod chart;
 pub mod environment;
+pub mod experiment;
 pub mod load;
 pub mod page;
 pub mod plan;

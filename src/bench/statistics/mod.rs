@@ -11,8 +11,8 @@
 //!   as fewer, by batch means; figures that are no percentile have a block bootstrap.
 //! - What to leave out at the start of a run (`steady`): MSER-5.
 //! - The difference between two settings (`effect`): pairs from the same block of an interleaved
-//!   experiment. With few pairs Student's t, whose error rate holds from three on, where a bootstrap
-//!   of five values promises 95 % and keeps about 85; between two histograms a bootstrap.
+//!   experiment. With few pairs Student's t, whose error rate holds from three on; a bootstrap
+//!   of five values promises 95 % and keeps about 85. Between two histograms a bootstrap.
 
 pub mod dependence;
 pub mod effect;

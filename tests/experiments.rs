@@ -1,0 +1,214 @@
+//! What experiments promise, held against experiments whose truth is known.
+//!
+//! `CNSE_EXPERIMENTS` is how many are simulated for each effect and threshold (500), and
+//! `CNSE_TUNE_SEEDS` how many searches (8).
+
+use cnse::bench::experiment::hypothesis::{Hypothesis, Verdict};
+use cnse::bench::experiment::order;
+use cnse::bench::experiment::space::{self, Settings, Space};
+use cnse::bench::experiment::tune::{self, Goal};
+use cnse::bench::record::{Record, Run};
+use cnse::bench::statistics::median;
+use cnse::bench::statistics::probability::beta_cdf;
+use cnse::prng::{Prng, hash};
+
+const ALPHA: f64 = 0.05;
+
+fn from_environment(name: &str, default: u64) -> u64 {
+    let text = std::env::var(name).ok();
+    text.map_or(default, |text| text.parse().unwrap_or_else(|_| panic!("{name}={text}")))
+}
+
+/// A machine on which runs are made: noise that multiplies, a level that wanders from run to run,
+/// and a trend (it grows hotter) over the whole experiment.
+struct Machine {
+    prng: Prng,
+    noise: f64,
+    wander: f64,
+    trend: f64,
+    level: f64,
+}
+
+impl Machine {
+    fn run(&mut self, truth: f64) -> f64 {
+        self.level += self.wander * self.prng.normal() - self.trend;
+        truth * (self.level + self.noise * self.prng.normal()).exp()
+    }
+}
+
+/// An experiment of two settings in blocks, in the order in which `sweep` makes them.
+fn experiment(effect: f64, blocks: u32, seed: u64) -> Vec<Run> {
+    let mut prng = Prng::new(seed);
+    // From a quiet machine to a busy one.
+    let noise = 0.01 + 0.05 * prng.unit();
+    let (wander, trend) = (0.5 * noise * prng.unit(), 0.01 * prng.unit());
+    let mut machine = Machine { prng, noise, wander, trend, level: 0.0 };
+    let settings = [space::settings("x=8").unwrap(), space::settings("x=16").unwrap()];
+    let mut runs = Vec::new();
+    for block in 0..blocks {
+        for which in order::of_block(2, block, seed) {
+            let truth = if which == 1 { 100.0 * (1.0 + effect) } else { 100.0 };
+            let mut record = Record::default();
+            record.set("tokens_per_s", machine.run(truth));
+            let settings = settings[which].clone();
+            runs.push(Run { settings, repeat: block, record, ..Run::default() });
+        }
+    }
+    runs
+}
+
+/// Whether a verdict on "over the threshold by so much" is false of a true effect.
+fn is_false(verdict: Verdict, effect: f64, threshold: f64) -> bool {
+    match verdict {
+        Verdict::Undecided => false,
+        // At the threshold neither can be told, so both are false.
+        _ if (effect - threshold).abs() < 1e-12 => true,
+        Verdict::Supported => effect < threshold,
+        Verdict::Refuted => effect > threshold,
+    }
+}
+
+/// The upper end of the rate's one-sided 99.9 % interval (C. J. Clopper and E. S. Pearson, 1934):
+/// where so few or fewer of `n` come with a chance of 0.1 %.
+fn rate_at_least(of: u64, n: u64) -> f64 {
+    if of == 0 {
+        return 0.0;
+    }
+    let (mut low, mut high) = (0.0, 1.0);
+    for _ in 0..60 {
+        let middle = (low + high) / 2.0;
+        // P(X >= of) at this rate is I_p(of, n - of + 1).
+        if beta_cdf(middle, of as f64, (n - of) as f64 + 1.0) < 0.001 {
+            low = middle
+        } else {
+            high = middle
+        }
+    }
+    low
+}
+
+#[test]
+fn false_verdicts_keep_to_the_stated_rate() {
+    let count = from_environment("CNSE_EXPERIMENTS", 500);
+    let steps = [0.0, 0.05, 0.1, 0.2];
+    println!(
+        "effect threshold  supported refuted undecided    false   (of {count}, alpha {ALPHA})"
+    );
+    for effect in steps {
+        for threshold in steps {
+            let text = format!("tokens_per_s: x=16 > x=8 by {}%", threshold * 100.0);
+            let hypothesis = Hypothesis::parse(&text).unwrap();
+            let (mut told, mut wrong) = ([0_u64; 3], 0);
+            for number in 0..count {
+                let seed = hash(number, text.as_bytes()) ^ (effect * 1e6) as u64;
+                let blocks = 3 + (number % 10) as u32;
+                let found = hypothesis.judge(&experiment(effect, blocks, seed), ALPHA, 0);
+                told[found.verdict as usize] += 1;
+                wrong += u64::from(is_false(found.verdict, effect, threshold));
+            }
+            println!(
+                "{:>5.0}% {:>8.0}% {:>10} {:>7} {:>9} {:>8.2}%   at least {:.2} % at 99.9 % confidence",
+                effect * 100.0,
+                threshold * 100.0,
+                told[0],
+                told[1],
+                told[2],
+                100.0 * wrong as f64 / count as f64,
+                100.0 * rate_at_least(wrong, count),
+            );
+            assert!(
+                rate_at_least(wrong, count) <= ALPHA,
+                "{effect} {threshold}: {wrong} of {count}"
+            );
+            // A test that never decides keeps every rate.
+            if (effect - threshold).abs() >= 0.1 {
+                assert!(told[2] < count / 4, "{effect} {threshold}: {told:?}");
+            }
+        }
+    }
+}
+
+#[test]
+fn looking_again_does_not_raise_the_rate() {
+    // Whoever goes on until it is decided, at the threshold itself, where each verdict is false.
+    let count = from_environment("CNSE_EXPERIMENTS", 500);
+    let hypothesis = Hypothesis::parse("tokens_per_s: x=16 > x=8 by 10%").unwrap();
+    let mut wrong = 0;
+    for seed in 0..count {
+        let runs = experiment(0.1, 20, hash(seed, b"looks"));
+        let mut looks = (3..=20).enumerate().map(|(look, blocks)| {
+            let seen: Vec<Run> = runs.iter().filter(|run| run.repeat < blocks).cloned().collect();
+            hypothesis.judge(&seen, ALPHA, look as u32).verdict
+        });
+        wrong += u64::from(looks.any(|verdict| verdict != Verdict::Undecided));
+    }
+    println!("18 looks: {wrong} of {count} decided wrongly");
+    assert!(rate_at_least(wrong, count) <= ALPHA, "{wrong} of {count}");
+}
+
+/// Tokens a second of a made-up server: rises with what is in flight and falls past 24, likes a
+/// batch of 512, and one of its three modes.
+fn surface(settings: &Settings) -> (f64, f64) {
+    let number = |name: &str| settings[name].as_f64().unwrap();
+    let (inflight, batch) = (number("inflight"), number("batch"));
+    let mode = match settings["mode"].as_str().unwrap() {
+        "fast" => 1.0,
+        "plain" => 0.85,
+        _ => 0.7,
+    };
+    let of_inflight = (-(inflight / 24.0).ln().powi(2) / 2.0).exp();
+    let of_batch = (-(batch / 512.0).ln().powi(2) / 4.0).exp();
+    (1_000.0 * mode * of_inflight * of_batch, 20.0 * inflight)
+}
+
+/// Runs until one was made of a setting whose true figure is within 2 % of the best that keeps the
+/// bound; the budget if none was.
+fn runs_to_reach(space: &Space, goal: &Goal, seed: u64, guided: bool) -> f64 {
+    const BUDGET: usize = 120;
+    let allowed = |settings: &Settings| surface(settings).1 < goal.bounds[0].limit;
+    let points = space.grid().unwrap();
+    let best = points.iter().filter(|point| allowed(point)).map(|point| surface(point).0);
+    let best = best.fold(0.0, f64::max);
+    let mut prng = Prng::new(seed);
+    let mut runs: Vec<Run> = Vec::new();
+    while runs.len() < BUDGET {
+        let settings = if guided {
+            tune::next(goal, space, &runs, seed)
+        } else {
+            // Without repetition, which is more than fair to chance.
+            let tried = |point: &Settings| runs.iter().any(|run| run.settings == *point);
+            std::iter::repeat_with(|| space.point(&mut prng)).find(|point| !tried(point)).unwrap()
+        };
+        let (truth, latency) = surface(&settings);
+        let mut record = Record::default();
+        record.set("tokens_per_s", truth * (0.03 * prng.normal()).exp());
+        record.set("latency", latency * (0.03 * prng.normal()).exp());
+        runs.push(Run { settings: settings.clone(), record, ..Run::default() });
+        if allowed(&settings) && truth >= 0.98 * best {
+            return runs.len() as f64;
+        }
+    }
+    BUDGET as f64
+}
+
+#[test]
+fn tuning_needs_fewer_runs_than_chance() {
+    let seeds = from_environment("CNSE_TUNE_SEEDS", 8);
+    let space = Space::parse(&[
+        "inflight=1,2,4,6,8,12,16,24,32,64",
+        "batch=64,128,256,512,1024,2048",
+        "mode=slow,plain,fast",
+    ])
+    .unwrap();
+    let goal = Goal::parse("max tokens_per_s", &["latency < 400"]).unwrap();
+    let of = |guided| {
+        let runs: Vec<f64> =
+            (0..seeds).map(|seed| runs_to_reach(&space, &goal, seed, guided)).collect();
+        (median(&runs).unwrap(), runs.iter().copied().fold(0.0, f64::max))
+    };
+    let ((guided, guided_most), (random, random_most)) = (of(true), of(false));
+    println!(
+        "runs to the best of 180 settings, median of {seeds} seeds (and most): tuned {guided} ({guided_most}), random {random} ({random_most})"
+    );
+    assert!(guided * 2.0 <= random, "{guided} and {random}");
+}

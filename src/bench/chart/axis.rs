@@ -112,6 +112,15 @@ impl Axis {
         Axis { label: label.to_owned(), scale: Scale::Percentile, min: 0.0, max, ticks }
     }
 
+    /// The same axis, ending where its data ends and not at the next round number.
+    pub fn ending_at(mut self, number: f64) -> Axis {
+        if number.is_finite() && self.min < number && number < self.max {
+            self.max = number;
+            self.ticks.retain(|(tick, _)| *tick <= number);
+        }
+        self
+    }
+
     /// The same axis with ticks at these numbers, named as they are; of many it keeps its own.
     pub fn ticks_at(mut self, numbers: &[f64]) -> Axis {
         if numbers.len() > TICKS_GIVEN_MAX {

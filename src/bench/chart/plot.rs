@@ -139,7 +139,7 @@ impl Plot {
         let right = right.max(34.0);
         let area = Area {
             left,
-            top: head.height + 24.0,
+            top: head.height + 32.0,
             width: WIDTH - left - right,
             height: PLOT_HEIGHT.max(shown().count() as f64 * NAME_HEIGHT),
         };

@@ -3,7 +3,6 @@
 use super::axis::Axis;
 use super::plot::{Plot, Rule, Series, Style};
 use super::style::{ALARM, Look, Marker, look};
-use super::text::figure;
 
 /// Latencies of one kind in one run.
 #[derive(Clone, Debug, Default)]
@@ -55,7 +54,6 @@ pub struct Scaling {
     pub band: Vec<(f64, f64, f64)>,
 }
 
-const TIME: &str = "time since the start of the run, s";
 /// Outliers that are drawn; the highest of more.
 pub const OUTLIERS_MAX: usize = 300;
 
@@ -63,7 +61,11 @@ pub const OUTLIERS_MAX: usize = 300;
 pub fn percentiles(title: &str, quantity: &str, runs: &[Latencies]) -> Plot {
     let count = runs.iter().map(|run| run.count).max().unwrap_or(0);
     let has_bands = runs.iter().any(|run| !run.band.is_empty());
-    let band = if has_bands { " The shaded band is the 95 % confidence interval." } else { "" };
+    let band = if has_bands {
+        " The shaded band is the 95 % confidence interval; it ends where the samples carry none."
+    } else {
+        ""
+    };
     let line = |(index, run): (usize, &Latencies)| Series {
         band: run.band.clone(),
         ..Series::line(&run.name, run.percentiles.clone(), look(index))
@@ -75,34 +77,36 @@ pub fn percentiles(title: &str, quantity: &str, runs: &[Latencies]) -> Plot {
     Plot {
         title: title.to_owned(),
         subtitle: format!(
-            "At p99, 99 % of requests took no longer than the line. Each step to the right is ten \
-             times as rare, down to one in {}.{band} Lower is better.",
+            "At p99, 99 of 100 took no longer than the line. Each further nine is ten times as \
+             rare, down to one in {}.{band} Lower is better.",
             super::text::grouped(count as f64, 0)
         ),
-        x: Axis::percentiles("percentile of requests (each nine equally wide)", count),
+        x: Axis::percentiles("percentile (each further nine equally wide)", count),
         y: spread_axis(&format!("{quantity}, ms"), numbers),
         series: runs.iter().enumerate().map(line).collect(),
         rules: Vec::new(),
     }
 }
 
-/// The share of requests that took no longer.
+/// The share that took no longer.
 pub fn cdf(title: &str, quantity: &str, runs: &[Latencies]) -> Plot {
+    let numbers = runs.iter().flat_map(|run| run.percentiles.iter().map(|(_, ms)| *ms));
+    let x = spread_axis(&format!("{quantity}, ms"), numbers);
     let line = |(index, run): (usize, &Latencies)| {
         let points = run.percentiles.iter().map(|(percent, ms)| (*ms, *percent));
-        let band = Vec::new();
-        Series { band, ..Series::line(&run.name, points.collect(), look(index)) }
+        // Beyond the slowest it is all of them.
+        let end = (!run.percentiles.is_empty()).then_some((x.max, 100.0));
+        Series::line(&run.name, points.chain(end).collect(), look(index))
     };
-    let numbers = runs.iter().flat_map(|run| run.percentiles.iter().map(|(_, ms)| *ms));
     Plot {
         title: title.to_owned(),
-        subtitle: "The share of requests that took no longer than the time below. A steep line is \
-                   a steady service; a step is a group of requests that waited for the same thing. \
-                   Further left is better."
+        subtitle: "The share that took no longer than the time below. A steep line is a steady \
+                   service; a step is a group that waited for the same thing. Further left is \
+                   better."
             .to_owned(),
-        x: spread_axis(&format!("{quantity}, ms"), numbers),
-        y: Axis::linear("share of requests, %", [0.0, 100.0]),
         series: runs.iter().enumerate().map(line).collect(),
+        y: Axis::linear("share, %", [0.0, 100.0]),
+        x,
         rules: Vec::new(),
     }
 }
@@ -123,7 +127,7 @@ pub fn timeline(
     let y =
         spread_axis(&format!("{quantity}, ms"), all().chain(outliers.iter().map(|(_, ms)| *ms)));
     let times = intervals.iter().map(|i| i.at_s).chain(outliers.iter().map(|(at, _)| *at));
-    let x = Axis::from_zero(TIME, times);
+    let x = time_axis(times);
     let mut series =
         vec![Series::line("median", median, look(0)), Series::line("highest", high, look(1))];
     if !outliers.is_empty() {
@@ -149,11 +153,16 @@ pub fn course(title: &str, label: &str, points: Vec<(f64, f64)>) -> Plot {
     Plot {
         title: title.to_owned(),
         subtitle: String::new(),
-        x: Axis::from_zero(TIME, points.iter().map(|(at, _)| *at)),
+        x: time_axis(points.iter().map(|(at, _)| *at)),
         y: Axis::from_zero(label, points.iter().map(|(_, y)| *y)),
         series: vec![Series::line("", points, look(0))],
         rules: Vec::new(),
     }
+}
+
+fn time_axis(times: impl Iterator<Item = f64> + Clone) -> Axis {
+    let last = times.clone().fold(0.0, f64::max);
+    Axis::from_zero("time since the start of the run, s", times).ending_at(last)
 }
 
 /// Latency against throughput, with the settings that no other beats.
@@ -334,14 +343,6 @@ fn spread_axis(label: &str, numbers: impl IntoIterator<Item = f64>) -> Axis {
     }
 }
 
-/// A number with its interval: `12.3 (11.9–12.8)`.
-pub fn with_interval(value: f64, interval: Option<(f64, f64)>) -> String {
-    match interval {
-        Some((from, to)) => format!("{} ({}–{})", figure(value), figure(from), figure(to)),
-        None => figure(value),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -428,8 +429,8 @@ mod tests {
     fn units_and_names_are_there() {
         let svgs = all(&[(1.0, 2.0), (2.0, 3.0), (4.0, 90.0)]);
         for (svg, words) in svgs.iter().zip([
-            ["latency, ms (logarithmic)", "percentile of requests", "a &amp; b"],
-            ["share of requests, %", "latency, ms", "a &amp; b"],
+            ["latency, ms (logarithmic)", "percentile (each", "a &amp; b"],
+            ["share, %", "latency, ms", "a &amp; b"],
             ["time since the start of the run, s", "median", "outliers"],
             ["Pareto frontier", "tokens/s", "&lt;4&gt;"],
             ["speed-up", "ranks", "no stealing"],
@@ -438,12 +439,6 @@ mod tests {
         ]) {
             words.iter().for_each(|word| assert!(svg.contains(word), "{word} in {svg}"));
         }
-    }
-
-    #[test]
-    fn an_interval_is_written_after_its_number() {
-        assert_eq!(with_interval(12.34, Some((11.0, 13.0))), "12.3 (11–13)");
-        assert_eq!(with_interval(12.34, None), "12.3");
     }
 
     proptest! {

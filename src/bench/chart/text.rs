@@ -50,6 +50,16 @@ pub fn wrap(text: &str, size: f64, most: f64) -> Vec<String> {
     lines
 }
 
+/// A measured number: three significant figures, of which zeros count as others do.
+pub fn measured(value: f64) -> String {
+    if value == 0.0 || !value.is_finite() || !(1e-4..1e12).contains(&value.abs()) {
+        return figure(value);
+    }
+    // 99.96 has three figures as 100.
+    let digits = (value.abs() * 1.000_5).log10().floor() as i32;
+    grouped(value, (2 - digits).clamp(0, 6) as usize)
+}
+
 /// A number for people: three significant figures, thousands apart, no exponent until it takes one.
 pub fn figure(value: f64) -> String {
     if !value.is_finite() {
@@ -106,6 +116,11 @@ mod tests {
             (f64::INFINITY, "–"),
         ] {
             assert_eq!(figure(value), expected, "{value}");
+        }
+        for (value, expected) in
+            [(3.0, "3.00"), (0.022, "0.0220"), (99.97, "100"), (1234.5, "1,234"), (0.0, "0")]
+        {
+            assert_eq!(measured(value), expected, "{value}");
         }
         assert_eq!(grouped(-0.001, 2), "0.00");
         assert_eq!(grouped(1_234_567.891, 1), "1,234,567.9");

@@ -70,7 +70,7 @@ pub struct Fact {
 pub struct Table {
     /// What stands above each column; the first is of names, the others of numbers.
     pub columns: Vec<String>,
-    /// As wide as the columns.
+    /// As wide as the columns; what stands on a second line of a cell belongs to the first.
     pub rows: Vec<Vec<String>>,
     /// What stands under it.
     pub note: String,

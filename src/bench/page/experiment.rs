@@ -8,7 +8,7 @@ use super::document::{Block, Document, Notice, Table, Weight};
 use super::terms;
 use crate::bench::chart::forest::{Effect, Forest};
 use crate::bench::chart::heat::{self, Heat};
-use crate::bench::chart::shapes::{self, Point, Scaling, with_interval};
+use crate::bench::chart::shapes::{self, Point, Scaling};
 use crate::bench::chart::text::figure;
 use crate::bench::record::{Record, Run};
 use crate::bench::statistics::{CONFIDENCE, effect, mean};
@@ -166,8 +166,8 @@ pub fn write(document: &mut Document, record: &Record) {
         }
         _ => format!(
             "{repeats} runs for each setting, interleaved, so that what drifts on the machine meets \
-             all alike. Figures are means over the runs; in brackets the 95 % confidence interval, \
-             of three runs or more."
+             all alike. Figures are means over the runs, with their 95 % confidence intervals where \
+             there are three runs or more."
         ),
     };
     document.blocks.push(Block::Heading("Settings".to_owned(), under));
@@ -307,7 +307,7 @@ fn table(document: &mut Document, cells: &[Cell<'_>], names: &[String]) {
     let heads = shown.iter().map(|name| terms::label(name));
     let row = |cell: &Cell<'_>| {
         let figures = shown.iter().map(|name| match estimate(cell, name) {
-            Some(found) => with_interval(found.value, found.interval),
+            Some(found) => super::plain_with(Some(found.value), found.interval),
             None => "–".to_owned(),
         });
         [title(&cell.settings), cell.runs.len().to_string()].into_iter().chain(figures).collect()

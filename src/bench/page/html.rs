@@ -73,10 +73,14 @@ fn fact(fact: &Fact) -> String {
 }
 
 fn table(table: &Table) -> String {
+    let lines = |cell: &String| match cell.split_once('\n') {
+        Some((first, second)) => format!("{}<small>{}</small>", escape(first), escape(second)),
+        None => escape(cell),
+    };
     let row = |cells: &[String], tag: &str| {
         let cells = cells.iter().enumerate().map(|(index, cell)| match index {
-            0 => format!("<th scope=\"row\">{}</th>", escape(cell)),
-            _ => format!("<{tag}>{}</{tag}>", escape(cell)),
+            0 => format!("<th scope=\"row\">{}</th>", lines(cell)),
+            _ => format!("<{tag}>{}</{tag}>", lines(cell)),
         });
         format!("<tr>{}</tr>\n", cells.collect::<String>())
     };

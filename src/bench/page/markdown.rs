@@ -74,8 +74,12 @@ fn plain(text: &str) -> String {
 
 fn table(table: &Table) -> String {
     let width = table.rows.iter().map(Vec::len).chain([table.columns.len()]).max().unwrap_or(0);
+    let cell = |cell: Option<&String>| match cell.and_then(|cell| cell.split_once('\n')) {
+        Some((first, second)) => format!("{} ({})", plain(first), plain(second)),
+        None => cell.map_or(String::new(), |cell| plain(cell)),
+    };
     let row = |cells: &[String]| {
-        let cells = (0..width).map(|at| cells.get(at).map_or(String::new(), |cell| plain(cell)));
+        let cells = (0..width).map(|at| cell(cells.get(at)));
         format!("| {} |\n", cells.collect::<Vec<_>>().join(" | "))
     };
     let rule = (0..width).map(|at| if at == 0 { "---" } else { "---:" });

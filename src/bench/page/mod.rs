@@ -25,7 +25,7 @@ use std::collections::BTreeSet;
 use document::{Block, Document, Table};
 use serde_json::Value;
 
-use super::chart::text::{figure, grouped};
+use super::chart::text::{figure, grouped, measured};
 use super::record::{Distribution, Record};
 
 /// A saved result and what to call it.
@@ -204,7 +204,7 @@ fn percentile_table(rows: &[(String, Distribution)]) -> Table {
         columns: heads.map(str::to_owned).to_vec(),
         rows: rows.iter().map(row).collect(),
         note: if has_intervals {
-            "In brackets: the 95 % confidence interval. – : too few samples to carry the figure."
+            "Under each figure its 95 % confidence interval. – : too few samples to carry it."
         } else {
             "– : too few samples to carry the figure."
         }
@@ -213,12 +213,16 @@ fn percentile_table(rows: &[(String, Distribution)]) -> Table {
 }
 
 fn plain(value: Option<f64>) -> String {
-    value.map_or("–".to_owned(), figure)
+    value.map_or("–".to_owned(), measured)
 }
 
+/// A figure, and on a line of its own its interval.
 fn plain_with(value: Option<f64>, interval: Option<(f64, f64)>) -> String {
     match (value, interval) {
-        (Some(value), interval) => super::chart::shapes::with_interval(value, interval),
+        (Some(value), Some((low, high))) => {
+            format!("{}\n{}–{}", measured(value), measured(low), measured(high))
+        }
+        (Some(value), None) => measured(value),
         (None, _) => "–".to_owned(),
     }
 }

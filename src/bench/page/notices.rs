@@ -23,6 +23,14 @@ pub fn write(document: &mut Document, sources: &[Source]) {
         }
     }
     notices.sort_by_key(|notice| notice.weight);
+    // A run may warn of what its environment says as well.
+    let mut said: Vec<String> = Vec::new();
+    notices.retain(|notice| {
+        let core = notice.words.trim_end_matches('.').to_lowercase();
+        let is_new = !said.iter().any(|earlier| earlier.contains(&core));
+        said.push(core);
+        is_new
+    });
     let doubts = notices.iter().any(|notice| notice.weight < Weight::Answer);
     if !doubts {
         let words = "Nothing was found that puts the figures in doubt: no failures, no other load \

@@ -51,7 +51,7 @@ pub fn write(document: &mut Document, sources: &[Source]) {
             rows.iter().take(LINES_MAX).map(|(name, d)| curves::latencies(name, d)).collect();
         let chart = shapes::percentiles(&format!("{label} by percentile"), label, &lines);
         document.chart(&format!("{name} by percentile"), &chart.title, chart.to_svg());
-        let chart = shapes::cdf(&format!("{label}: share of requests"), label, &lines);
+        let chart = shapes::cdf(&format!("{label}: cumulative share"), label, &lines);
         document.chart(&format!("{name} share"), &chart.title, chart.to_svg());
     }
 }

@@ -5,7 +5,7 @@ use serde_json::Value;
 use super::document::{Block, Document, Fact, Table};
 use super::{Source, curves, experiment, notices, percentile_table, terms};
 use crate::bench::chart::shapes::{self, Latencies};
-use crate::bench::chart::text::{figure, grouped};
+use crate::bench::chart::text::{figure, grouped, measured};
 use crate::bench::record::{Distribution, Record, Series};
 
 /// Which distributions are drawn together: what one reader compares at a glance.
@@ -17,15 +17,27 @@ const TOGETHER: [(&str, &str, &[(&str, &str)]); 3] = [
             ("ttft_ms", "response time"),
             ("ttft_service_ms", "service time"),
             ("server_ttft_ms", "as the server says"),
+            ("server_prompt_ms", "the server's prompt time"),
         ],
     ),
     (
         "End to end",
         "time to the end of the answer",
-        &[("e2e_ms", "response time"), ("service_ms", "service time"), ("queue_ms", "queue")],
+        &[("e2e_ms", "response time"), ("service_ms", "service time")],
     ),
-    ("From token to token", "time", &[("itl_ms", "every gap"), ("tpot_ms", "mean of a request")]),
+    (
+        "From token to token",
+        "time",
+        &[
+            ("itl_ms", "every gap"),
+            ("tpot_ms", "mean of a request"),
+            ("server_tpot_ms", "mean, says the server"),
+        ],
+    ),
 ];
+
+/// Below it no user feels anything, and no chart is needed.
+const WORTH_DRAWING_MS: f64 = 5.0;
 
 /// Writes all that a result says.
 pub fn write(document: &mut Document, source: &Source) {
@@ -93,9 +105,12 @@ fn facts(record: &Record) -> Vec<Fact> {
             facts.push(Fact { name: name.to_owned(), value, note });
         }
     };
-    let number = |name: &str| record.number(name).filter(|value| *value > 0.0).map(figure);
+    let number = |name: &str| record.number(name).filter(|value| *value > 0.0).map(measured);
     let source = text("tokens_source").filter(|source| !source.is_empty());
-    let counted = source.map_or(String::new(), |source| format!("counted by: {source}"));
+    let counted = source.map_or(String::new(), |source| match source {
+        "events" => "arrivals of text, not tokens, were counted".to_owned(),
+        source => format!("as the server counts ({source})"),
+    });
     put("output tokens/s", number("tokens_per_s"), counted);
     put("requests/s", number("requests_per_s"), String::new());
     let slo = text("slo").map_or(String::new(), |slo| format!("under {slo}"));
@@ -108,9 +123,9 @@ fn facts(record: &Record) -> Vec<Fact> {
         let Some(found) = record.distribution(figure_name) else { continue };
         for (tail, value) in [("p50", found.p50), ("p99", found.p99)] {
             let note = found.ci.get(tail).map_or(String::new(), |ci| {
-                format!("95 %: {} to {} ms", figure(ci.low), figure(ci.high))
+                format!("95 %: {} to {} ms", measured(ci.low), measured(ci.high))
             });
-            let value = value.map(|ms| format!("{} ms", figure(ms)));
+            let value = value.map(|ms| format!("{} ms", measured(ms)));
             put(&format!("{name}, {tail}"), value, note);
         }
     }
@@ -150,8 +165,8 @@ fn latencies(document: &mut Document, record: &Record) {
         draw(document, title, quantity, &without_twins(found));
     }
     for (name, found) in all.iter().filter(|(name, _)| !drawn.contains(&name.as_str())) {
-        // What has no whole distribution is in the table, and enough.
-        if found.histogram.is_some() {
+        // What has no whole distribution, or is next to nothing, is in the table, and enough.
+        if found.histogram.is_some() && found.max.is_some_and(|max| max >= WORTH_DRAWING_MS) {
             let label = terms::label(name);
             let quantity = label.trim_end_matches(", ms");
             draw(document, quantity, quantity, &[curves::latencies("", found)]);
@@ -189,7 +204,7 @@ fn draw(document: &mut Document, title: &str, quantity: &str, runs: &[Latencies]
     }
     let percentiles = shapes::percentiles(&format!("{title} by percentile"), quantity, runs);
     document.chart(&percentiles.title, &percentiles.title, percentiles.to_svg());
-    let cdf = shapes::cdf(&format!("{title}: share of requests"), quantity, runs);
+    let cdf = shapes::cdf(&format!("{title}: cumulative share"), quantity, runs);
     document.chart(&cdf.title, &cdf.title, cdf.to_svg());
 }
 

@@ -99,6 +99,25 @@ pub const FIGURES: &[Figure] = &[
         "ms",
         "The server's own figure for the same requests, to hold against the client's.",
     ),
+    figure(
+        "server_queue_ms",
+        "queue, as the server says",
+        "ms",
+        "How long the server says that requests waited there.",
+    ),
+    figure(
+        "server_prompt_ms",
+        "prompt time, as the server says",
+        "ms",
+        "What the server says that it took to read the prompts. The rest of the time to first \
+         token is waiting and the way.",
+    ),
+    figure(
+        "server_tpot_ms",
+        "time per token, as the server says",
+        "ms",
+        "The server's own mean time for a token, to hold against the client's.",
+    ),
     figure("wall_s", "duration", "s", "From the first start to the last end."),
     more(
         "speedup",

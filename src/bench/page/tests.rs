@@ -84,7 +84,7 @@ fn a_latency_result_explains_itself() {
     let names: Vec<&str> = document.charts().map(|chart| chart.name.as_str()).collect();
     for name in [
         "time-to-first-token-by-percentile",
-        "end-to-end-share-of-requests",
+        "end-to-end-cumulative-share",
         "from-token-to-token-by-percentile",
         "response-time-over-time",
         "answers-over-time",
@@ -94,7 +94,7 @@ fn a_latency_result_explains_itself() {
     for part in [
         "In order.",
         "10,240",
-        "counted by: usage",
+        "as the server counts (usage)",
         "time to first token (TTFT)",
         "95 % confidence interval",
         "response time = service time",
@@ -171,7 +171,7 @@ fn an_experiment_shows_settings_factors_and_verdicts() {
          with 96 % confidence). About 5 more repeats would tell.",
         "1 of 18 runs brought no figures; the first said: The server died.",
         "inflight 4, model b",
-        "401 (399–403)",
+        "401<small>399–403</small>",
         "Pareto frontier",
         "model a",
     ] {

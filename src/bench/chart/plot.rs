@@ -263,14 +263,25 @@ impl Plot {
         if alone || series.style == Style::Points || series.style == Style::Marked && few {
             places.iter().for_each(|place| marker(svg, *place, look));
         }
+        let mut taken: Vec<(f64, f64, f64)> = Vec::new();
         for (index, word) in &series.words {
             let Some(&(x, y)) = series.points.get(*index) else { continue };
             let Some((x, y)) = self.place(area, x, y) else { continue };
             let word = fit(word, FONT_SIZE - 1.0, NAME_WIDTH_MAX);
             let wide = width(&word, FONT_SIZE - 1.0);
-            // Above the point, and within the picture.
+            // Above the point, below, or to its sides: wherever no other word is.
+            let beside = wide / 2.0 + 9.0;
+            let spots = [(x, y - 9.0), (x, y + 18.0), (x + beside, y + 4.0), (x - beside, y + 4.0)];
+            let is_free = |(x, y): &(f64, f64)| {
+                let inside = *y > area.top + 4.0 && *y < area.bottom() - 2.0;
+                let clear = |(at, line, half): &(f64, f64, f64)| {
+                    (at - x).abs() > half + wide / 2.0 + 2.0 || (line - y).abs() > FONT_SIZE
+                };
+                inside && taken.iter().all(clear)
+            };
+            let (x, y) = spots.into_iter().find(is_free).unwrap_or(spots[0]);
             let x = x.clamp(area.left + wide / 2.0, (area.right() - wide / 2.0).max(area.left));
-            let y = if y - 9.0 < area.top + 8.0 { y + 19.0 } else { y - 9.0 };
+            taken.push((x, y, wide / 2.0));
             halo(svg, x, y, &word, "middle", INK);
         }
     }

@@ -66,8 +66,12 @@ pub fn percentiles(title: &str, quantity: &str, runs: &[Latencies]) -> Plot {
     } else {
         ""
     };
+    // Of few points the line between them is a guess, and the points say where it is none.
+    let style =
+        |run: &Latencies| if run.percentiles.len() > 12 { Style::Line } else { Style::Marked };
     let line = |(index, run): (usize, &Latencies)| Series {
         band: run.band.clone(),
+        style: style(run),
         ..Series::line(&run.name, run.percentiles.clone(), look(index))
     };
     let numbers = runs.iter().flat_map(|run| {
@@ -170,13 +174,14 @@ pub fn tradeoff(
     title: &str,
     throughput: &str,
     latency: &str,
+    settings: &str,
     points: &[Point],
     limit: Option<(f64, String)>,
 ) -> Plot {
     let best = frontier(points);
     let places: Vec<(f64, f64)> = points.iter().map(|p| (p.throughput, p.latency)).collect();
     let words = points.iter().enumerate().map(|(index, p)| (index, p.name.clone())).collect();
-    let mut all = Series::line("settings", places, look(0));
+    let mut all = Series::line(settings, places, look(0));
     all.style = Style::Points;
     // Words at all points of many would hide them.
     all.words = words;
@@ -388,7 +393,7 @@ mod tests {
             percentiles("t", "latency", &runs),
             cdf("t", "latency", &runs),
             timeline("t", "latency", &intervals, numbers),
-            tradeoff("t", "tokens/s", "latency, ms", &points, limit),
+            tradeoff("t", "tokens/s", "latency, ms", "batch", &points, limit),
             speedup("t", &lines),
             efficiency("t", "how", &lines),
             by_setting("t", "how", "inflight", "tokens/s", &lines),

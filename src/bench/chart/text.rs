@@ -50,14 +50,33 @@ pub fn wrap(text: &str, size: f64, most: f64) -> Vec<String> {
     lines
 }
 
-/// A measured number: three significant figures, of which zeros count as others do.
+/// A measured number: three significant figures, of which zeros count as others do; but no more
+/// than three decimals, since times are measured in thousandths of a millisecond.
 pub fn measured(value: f64) -> String {
     if value == 0.0 || !value.is_finite() || !(1e-4..1e12).contains(&value.abs()) {
         return figure(value);
     }
     // 99.96 has three figures as 100.
     let digits = (value.abs() * 1.000_5).log10().floor() as i32;
-    grouped(value, (2 - digits).clamp(0, 6) as usize)
+    grouped(value, (2 - digits).clamp(0, 3) as usize)
+}
+
+/// A change in per cent: with its sign, and as many figures as mean something.
+pub fn change(percent: f64) -> String {
+    let plus = if percent >= 0.05 { "+" } else { "" };
+    let decimals = if percent.abs() < 100.0 { 1 } else { 0 };
+    if percent.is_finite() {
+        format!("{plus}{}", grouped(percent, decimals))
+    } else {
+        "–".to_owned()
+    }
+}
+
+/// With a capital.
+pub fn capital(text: &str) -> String {
+    let mut chars = text.chars();
+    let first: String = chars.next().map(|c| c.to_uppercase().collect()).unwrap_or_default();
+    first + chars.as_str()
 }
 
 /// A number for people: three significant figures, thousands apart, no exponent until it takes one.
@@ -118,10 +137,12 @@ mod tests {
             assert_eq!(figure(value), expected, "{value}");
         }
         for (value, expected) in
-            [(3.0, "3.00"), (0.022, "0.0220"), (99.97, "100"), (1234.5, "1,234"), (0.0, "0")]
+            [(3.0, "3.00"), (0.022, "0.022"), (99.97, "100"), (1234.5, "1,234"), (0.0, "0")]
         {
             assert_eq!(measured(value), expected, "{value}");
         }
+        assert_eq!([0.0, 0.66, -20.04, 359.4].map(change), ["0.0", "+0.7", "−20.0", "+359"]);
+        assert_eq!(capital("über"), "Über");
         assert_eq!(grouped(-0.001, 2), "0.00");
         assert_eq!(grouped(1_234_567.891, 1), "1,234,567.9");
     }

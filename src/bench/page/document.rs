@@ -74,6 +74,8 @@ pub struct Table {
     pub rows: Vec<Vec<String>>,
     /// What stands under it.
     pub note: String,
+    /// Cells are words and not numbers.
+    pub is_text: bool,
 }
 
 /// A picture.
@@ -153,6 +155,7 @@ pub mod tests_of_blocks {
             columns: vec![words.clone(), words.clone()],
             rows: vec![vec![words.clone(), "1".to_owned()]],
             note: words.clone(),
+            is_text: true,
         };
         let mut document = Document { title: words.clone(), ..Document::default() };
         document.blocks = vec![

@@ -9,7 +9,7 @@ use super::terms;
 use crate::bench::chart::forest::{Effect, Forest};
 use crate::bench::chart::heat::{self, Heat};
 use crate::bench::chart::shapes::{self, Point, Scaling};
-use crate::bench::chart::text::figure;
+use crate::bench::chart::text::{capital, change, figure};
 use crate::bench::record::{Record, Run};
 use crate::bench::statistics::{CONFIDENCE, effect, mean};
 
@@ -69,7 +69,8 @@ pub fn verdicts(document: &mut Document, record: &Record) {
         };
         words += if text("expect").is_empty() { text("figure") } else { text("expect") };
         if let Some((effect, interval)) = effect_of(one) {
-            let unit = if one["is_ratio"] == true { " %" } else { "" };
+            let (unit, figure): (_, fn(f64) -> String) =
+                if one["is_ratio"] == true { (" %", change) } else { ("", figure) };
             let confidence =
                 one["alpha"].as_f64().map_or(100.0 * CONFIDENCE, |a| 100.0 * (1.0 - a));
             words += &format!(". Measured: {}{unit}", figure(effect));
@@ -78,7 +79,7 @@ pub fn verdicts(document: &mut Document, record: &Record) {
                     " ({} to {}{unit} with {} % confidence)",
                     figure(low),
                     figure(high),
-                    figure(confidence)
+                    crate::bench::chart::text::figure(confidence)
                 );
             }
         }
@@ -127,7 +128,7 @@ pub fn effects(document: &mut Document, record: &Record) {
                 effect: Some(value),
                 interval,
                 words: match verdict {
-                    "" => format!("{} % ({} to {})", figure(value), figure(low), figure(high)),
+                    "" => format!("{} % ({} to {})", change(value), change(low), change(high)),
                     verdict => verdict.to_owned(),
                 },
                 stands_out: interval.is_some() && (low > 0.0 || high < 0.0),
@@ -195,7 +196,7 @@ fn charts(document: &mut Document, cells: &[Cell<'_>], names: &[String]) {
         let point = |cell: &Cell<'_>| {
             let (more, less) = (estimate(cell, more)?, estimate(cell, less)?);
             Some(Point {
-                name: title(&cell.settings),
+                name: values(&cell.settings),
                 throughput: more.value,
                 latency: less.value,
                 throughput_interval: more.interval,
@@ -203,9 +204,10 @@ fn charts(document: &mut Document, cells: &[Cell<'_>], names: &[String]) {
             })
         };
         let points: Vec<Point> = cells.iter().filter_map(point).collect();
-        let heading = format!("{} against {}", terms::label(less), terms::label(more));
-        let chart =
-            shapes::tradeoff(&heading, &terms::label(more), &terms::label(less), &points, None);
+        let heading = format!("{} against {}", terms::title(less), terms::label(more));
+        let (x, y) = (terms::label(more), terms::label(less));
+        let what = names.join(", ");
+        let chart = shapes::tradeoff(&heading, &x, &y, &what, &points, None);
         document.chart("throughput against latency", &chart.title, chart.to_svg());
     }
 }
@@ -242,7 +244,7 @@ fn by_factor(document: &mut Document, cells: &[Cell<'_>], names: &[String], of: 
                 && rows.len().max(columns.len()) <= heat::SIDE_MAX
             {
                 let heat = Heat {
-                    title: format!("{label} by {first} and {second}"),
+                    title: format!("{}, by {first} and {second}", capital(&label)),
                     subtitle: "Darker is more; the best cell is framed. – : no figure.".to_owned(),
                     row_label: first.clone(),
                     column_label: second.clone(),
@@ -275,7 +277,8 @@ fn by_factor(document: &mut Document, cells: &[Cell<'_>], names: &[String], of: 
 fn by_setting(label: &str, x: &str, lines: &[Scaling]) -> crate::bench::chart::plot::Plot {
     let how = "The mean of all runs of a setting; bars are 95 % confidence intervals. Where bars \
                overlap widely the settings may well be the same.";
-    shapes::by_setting(&format!("{label} by {x}"), how, x, label, lines)
+    let title = format!("{} by {x}", capital(label));
+    shapes::by_setting(&title, how, x, label, lines)
 }
 
 /// A figure along one factor.
@@ -321,6 +324,7 @@ fn table(document: &mut Document, cells: &[Cell<'_>], names: &[String]) {
         } else {
             String::new()
         },
+        is_text: false,
     }));
 }
 
@@ -384,6 +388,11 @@ pub fn cells(runs: &[Run]) -> Vec<Cell<'_>> {
 fn of(settings: &Map<String, Value>, names: &[&String]) -> Vec<(String, Value)> {
     let value = |name: &&&String| settings.get(**name).cloned().unwrap_or(Value::Null);
     names.iter().map(|name| ((*name).clone(), value(&name))).collect()
+}
+
+/// `8, 256`.
+fn values(settings: &[(String, Value)]) -> String {
+    settings.iter().map(|(_, value)| word(value)).collect::<Vec<_>>().join(", ")
 }
 
 /// `inflight 8, batch 256`.

@@ -94,7 +94,10 @@ fn table(table: &Table) -> String {
     } else {
         format!("<thead>{}</thead>\n", row(&table.columns, "th").replace(" scope=\"row\"", ""))
     };
-    format!("<div class=\"wide\"><table>\n{head}<tbody>\n{rows}</tbody>\n</table></div>\n{note}")
+    let class = if table.is_text { " class=\"text\"" } else { "" };
+    format!(
+        "<div class=\"wide\"><table{class}>\n{head}<tbody>\n{rows}</tbody>\n</table></div>\n{note}"
+    )
 }
 
 #[cfg(test)]

@@ -33,7 +33,7 @@ pub fn markdown(document: &Document, folder: Option<&str>, ending: &str) -> Stri
                     .iter()
                     .map(|fact| vec![fact.name.clone(), fact.value.clone(), fact.note.clone()])
                     .collect(),
-                note: String::new(),
+                ..Table::default()
             }),
             Block::Table(rows) => table(rows),
             Block::Chart(chart) => match folder {

@@ -94,7 +94,8 @@ fn origin(document: &mut Document, sources: &[Source]) {
     document.blocks.push(Block::Table(Table {
         columns: ["".to_owned()].into_iter().chain(heads).collect(),
         rows: rows.collect(),
-        note: String::new(),
+        is_text: true,
+        ..Table::default()
     }));
     document.blocks.push(Block::Part("Run it again".to_owned()));
     for source in sources.iter().filter(|source| !source.record.command.is_empty()) {
@@ -209,6 +210,7 @@ fn percentile_table(rows: &[(String, Distribution)]) -> Table {
             "– : too few samples to carry the figure."
         }
         .to_owned(),
+        is_text: false,
     }
 }
 

@@ -4,7 +4,7 @@ use serde_json::Value;
 
 use super::Source;
 use super::document::{Block, Document, Notice, Weight};
-use crate::bench::chart::text::{figure, grouped};
+use crate::bench::chart::text::{capital, figure, grouped};
 use crate::bench::record::Record;
 
 /// A share of failures past which the figures of the rest say little: the slowest are missing.
@@ -23,14 +23,6 @@ pub fn write(document: &mut Document, sources: &[Source]) {
         }
     }
     notices.sort_by_key(|notice| notice.weight);
-    // A run may warn of what its environment says as well.
-    let mut said: Vec<String> = Vec::new();
-    notices.retain(|notice| {
-        let core = notice.words.trim_end_matches('.').to_lowercase();
-        let is_new = !said.iter().any(|earlier| earlier.contains(&core));
-        said.push(core);
-        is_new
-    });
     let doubts = notices.iter().any(|notice| notice.weight < Weight::Answer);
     if !doubts {
         let words = "Nothing was found that puts the figures in doubt: no failures, no other load \
@@ -105,6 +97,14 @@ fn of(record: &Record) -> Vec<Notice> {
             None => {}
         }
     }
+    // A run may warn of what its environment says as well.
+    let mut said: Vec<String> = Vec::new();
+    notices.retain(|notice| {
+        let core = notice.words.trim_end_matches('.').to_lowercase();
+        let is_new = !said.iter().any(|earlier| earlier.contains(&core));
+        said.push(core);
+        is_new
+    });
     notices
 }
 
@@ -154,8 +154,6 @@ fn texts(list: &Value) -> Vec<String> {
 /// With a capital and a full stop.
 pub fn sentence(text: &str) -> String {
     let text = text.trim();
-    let mut chars = text.chars();
-    let first: String = chars.next().map(|c| c.to_uppercase().collect()).unwrap_or_default();
     let end = if text.ends_with(['.', '!', '?']) { "" } else { "." };
-    format!("{first}{}{end}", chars.as_str())
+    format!("{}{end}", capital(text))
 }

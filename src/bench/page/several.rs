@@ -4,7 +4,7 @@ use super::document::{Block, Document, Table};
 use super::{Source, curves, notices, percentile_table, plain, terms};
 use crate::bench::chart::forest::{Effect, Forest};
 use crate::bench::chart::shapes::{self, Latencies};
-use crate::bench::chart::text::figure;
+use crate::bench::chart::text::change;
 use crate::bench::record::{Distribution, steps_ms};
 use crate::bench::statistics::effect::quantile_ratio;
 use crate::prng::Prng;
@@ -45,13 +45,14 @@ pub fn write(document: &mut Document, sources: &[Source]) {
         let rows: Vec<(String, Distribution)> = sources.iter().filter_map(found).collect();
         let label = terms::label(&name);
         let label = label.trim_end_matches(", ms");
-        document.blocks.push(Block::Part(label.to_owned()));
+        let title = terms::title(&name);
+        document.blocks.push(Block::Part(title.clone()));
         document.blocks.push(Block::Table(percentile_table(&rows)));
         let lines: Vec<Latencies> =
             rows.iter().take(LINES_MAX).map(|(name, d)| curves::latencies(name, d)).collect();
-        let chart = shapes::percentiles(&format!("{label} by percentile"), label, &lines);
+        let chart = shapes::percentiles(&format!("{title} by percentile"), label, &lines);
         document.chart(&format!("{name} by percentile"), &chart.title, chart.to_svg());
-        let chart = shapes::cdf(&format!("{label}: cumulative share"), label, &lines);
+        let chart = shapes::cdf(&format!("{title}: cumulative share"), label, &lines);
         document.chart(&format!("{name} share"), &chart.title, chart.to_svg());
     }
 }
@@ -101,7 +102,7 @@ fn figures(document: &mut Document, sources: &[Source]) {
     document.blocks.push(Block::Table(Table {
         columns: [String::new()].into_iter().chain(heads).collect(),
         rows: shown.map(row).collect(),
-        note: String::new(),
+        ..Table::default()
     }));
 }
 
@@ -109,7 +110,11 @@ fn figures(document: &mut Document, sources: &[Source]) {
 fn effects(document: &mut Document, sources: &[Source]) {
     let mut rows = Vec::new();
     for source in &sources[1..] {
-        for (name, first) in curves::distributions(&sources[0].record) {
+        let compared = curves::distributions(&sources[0].record).into_iter();
+        // What a server says of itself and what the generator waited are no figures to judge by.
+        let compared =
+            compared.filter(|(name, _)| !name.starts_with("server_") && !name.starts_with("queue"));
+        for (name, first) in compared {
             let Some(other) = source.record.distribution(&name) else { continue };
             let histograms = (first.durations(), other.durations());
             let (Some(first_all), Some(other_all)) = histograms else { continue };
@@ -134,7 +139,7 @@ fn effects(document: &mut Document, sources: &[Source]) {
                     name,
                     effect: Some(value),
                     interval: Some((low, high)),
-                    words: format!("{} % ({} to {})", figure(value), figure(low), figure(high)),
+                    words: format!("{} % ({} to {})", change(value), change(low), change(high)),
                     stands_out: low > 0.0 || high < 0.0,
                 });
             }

@@ -36,6 +36,8 @@ const TOGETHER: [(&str, &str, &[(&str, &str)]); 3] = [
     ),
 ];
 
+/// Percentiles of a result that has names for them and no histogram: too few for a distribution.
+const NAMED: usize = 7;
 /// Below it no user feels anything, and no chart is needed.
 const WORTH_DRAWING_MS: f64 = 5.0;
 
@@ -129,6 +131,11 @@ fn facts(record: &Record) -> Vec<Fact> {
             put(&format!("{name}, {tail}"), value, note);
         }
     }
+    if let Some(knee) = record.number("knee_at_once") {
+        let rate = record.number("knee_tokens_per_s");
+        let note = rate.map_or(String::new(), |rate| format!("{} tokens/s", measured(rate)));
+        put("knee", Some(format!("{} at once", figure(knee))), note);
+    }
     let percent =
         |name: &str| record.number(name).map(|share| format!("{} %", figure(100.0 * share)));
     if record.figures.contains_key("ranks") {
@@ -162,6 +169,7 @@ fn latencies(document: &mut Document, record: &Record) {
             .filter_map(|(name, label)| Some(curves::latencies(label, of(name)?)))
             .collect();
         drawn.extend(members.iter().map(|(name, _)| *name));
+        let found = comparable(found);
         draw(document, title, quantity, &without_twins(found));
     }
     for (name, found) in all.iter().filter(|(name, _)| !drawn.contains(&name.as_str())) {
@@ -172,6 +180,14 @@ fn latencies(document: &mut Document, record: &Record) {
             draw(document, quantity, quantity, &[curves::latencies("", found)]);
         }
     }
+}
+
+/// Without those that are next to nothing beside the first: they would press it flat.
+fn comparable(mut all: Vec<Latencies>) -> Vec<Latencies> {
+    let highest = |of: &Latencies| of.percentiles.last().map_or(0.0, |(_, ms)| *ms);
+    let least = all.first().map_or(0.0, highest) / 100.0;
+    all.retain(|one| highest(one) >= least);
+    all
 }
 
 /// Without those that say the same as one before: in a closed loop response and service time are
@@ -204,6 +220,9 @@ fn draw(document: &mut Document, title: &str, quantity: &str, runs: &[Latencies]
     }
     let percentiles = shapes::percentiles(&format!("{title} by percentile"), quantity, runs);
     document.chart(&percentiles.title, &percentiles.title, percentiles.to_svg());
+    if runs.iter().any(|run| run.percentiles.len() <= NAMED) {
+        return;
+    }
     let cdf = shapes::cdf(&format!("{title}: cumulative share"), quantity, runs);
     document.chart(&cdf.title, &cdf.title, cdf.to_svg());
 }
@@ -286,5 +305,6 @@ fn ranks(document: &mut Document, record: &Record) {
         columns: heads.map(str::to_owned).to_vec(),
         rows: ranks.iter().take(ROWS_MAX).map(row).collect(),
         note: if hidden > 0 { format!("{hidden} more are in the file.") } else { String::new() },
+        is_text: false,
     }));
 }

@@ -159,6 +159,13 @@ pub fn label(name: &str) -> String {
     name.to_owned()
 }
 
+/// What it is called in a title: without its unit.
+pub fn title(name: &str) -> String {
+    let label = label(name);
+    let plain = label.trim_end_matches(", ms").trim_end_matches(", s");
+    crate::bench::chart::text::capital(plain)
+}
+
 /// Whether less of it is better; None: that is not known.
 pub fn less_is_better(name: &str) -> Option<bool> {
     if let Some(figure) = find(name) {
@@ -202,6 +209,7 @@ mod tests {
         assert_eq!(label("ttft_ms"), "time to first token (TTFT), ms");
         assert_eq!(label("e2e_ms_p99"), "response time, end to end, p99, ms");
         assert_eq!(label("tokens_per_s"), "output tokens/s");
+        assert_eq!(title("e2e_ms_p99"), "Response time, end to end, p99");
         assert_eq!(label("what_else"), "what_else");
         assert_eq!(less_is_better("ttft_ms_p999"), Some(true));
         assert_eq!(less_is_better("tokens_per_s"), Some(false));

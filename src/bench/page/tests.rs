@@ -137,7 +137,7 @@ fn several_results_are_held_against_the_first() {
     let document = report(&sources, Some("A title"));
     let text = words(&document);
     assert_eq!(document.title, "A title");
-    for part in ["Change of latency against before", ">100 % (", "held against"] {
+    for part in ["Change of latency against before", ">+100 % (", "held against"] {
         assert!(text.contains(part), "{part}");
     }
     assert!(document.charts().any(|chart| chart.name == "ttft-ms-by-percentile"));
@@ -167,7 +167,7 @@ fn an_experiment_shows_settings_factors_and_verdicts() {
     let document = report(&[source("sweep", record)], None);
     let text = words(&document);
     for part in [
-        "Undecided: tokens_per_s: inflight=4 &gt; inflight=2 by 10%. Measured: 12 % (5 to 20 % \
+        "Undecided: tokens_per_s: inflight=4 &gt; inflight=2 by 10%. Measured: +12.0 % (+5.0 to +20.0 % \
          with 96 % confidence). About 5 more repeats would tell.",
         "1 of 18 runs brought no figures; the first said: The server died.",
         "inflight 4, model b",

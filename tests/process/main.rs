@@ -1,6 +1,7 @@
 //! The real binary, run as its users run it, each test in a folder and on a port of its own.
 
 mod batch_executor;
+mod bench_experiments;
 mod cli;
 mod common;
 mod hostile;

@@ -23,6 +23,9 @@ const POWER: f64 = 0.8;
 /// More repeats than this are not worth telling: the effect is at the threshold.
 const REPEATS_MAX: f64 = 10_000.0;
 
+/// What sums and logarithms of doubles may be off by, as a share.
+const ROUNDING: f64 = 1e-9;
+
 /// What is expected.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Hypothesis {
@@ -159,9 +162,11 @@ impl Hypothesis {
             }
             Right::Bound(bound) => (effect::paired(&blocks, now), *bound, false),
         };
+        // Figures without noise, such as counts, can be at the threshold but for rounding.
+        let rounding = ROUNDING * (1.0 + threshold.abs());
         let verdict = match &effect {
-            Some(effect) if effect.interval.low > threshold => self.said(true),
-            Some(effect) if effect.interval.high < threshold => self.said(false),
+            Some(effect) if effect.interval.low > threshold + rounding => self.said(true),
+            Some(effect) if effect.interval.high < threshold - rounding => self.said(false),
             _ => Verdict::Undecided,
         };
         let next = alpha_of_look(alpha, look + 1);

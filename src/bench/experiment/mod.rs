@@ -8,9 +8,14 @@
 //! mirror of the one before it. What drifts slowly drops out of differences within a block, and
 //! what drifts along a block drops out of a block and its mirror.
 
+pub mod child;
+pub mod compare;
 pub mod gaussian;
+pub mod guard;
 pub mod hypothesis;
+pub mod journal;
 pub mod order;
 pub mod space;
+pub mod table;
 pub mod template;
 pub mod tune;

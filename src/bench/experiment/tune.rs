@@ -165,7 +165,7 @@ pub fn next(goal: &Goal, space: &Space, runs: &[Run], seed: u64) -> Settings {
         return fresh(&mut prng);
     }
     let Some(model) = Model::fit(goal, space, runs, &mut prng) else { return fresh(&mut prng) };
-    let incumbent = best_of(&model, space, runs);
+    let incumbent = best_of(&model, goal, space, runs);
     let candidates = candidates(space, incumbent.as_ref().map(|best| &best.settings), &mut prng);
     let least = incumbent.filter(|best| best.feasible >= FEASIBLE).map(|best| {
         let (merit, _) = model.merit(&space.coordinates(&best.settings));
@@ -176,7 +176,10 @@ pub fn next(goal: &Goal, space: &Space, runs: &[Run], seed: u64) -> Settings {
         let (merit, deviation) = model.merit(&point);
         // While nothing keeps the bounds, what most likely does is looked for.
         let gain = least.map_or(1.0, |least| improvement(merit, deviation, least));
-        gain * model.feasible(&point)
+        let (kept, tried) = evidence(goal, runs, candidate);
+        // A setting that broke the bounds whenever it was tried is not worth a third try, whatever
+        // the surface makes of its neighbours.
+        gain * model.feasible(&point) * (kept + 1) as f64 / (tried + 1) as f64
     };
     let worths = candidates.into_iter().map(|candidate| (worth(&candidate), candidate));
     let best = worths.max_by(|a, b| a.0.total_cmp(&b.0));
@@ -213,29 +216,37 @@ fn candidates(space: &Space, best: Option<&Settings>, prng: &mut Prng) -> Vec<Se
 /// one that most likely does.
 pub fn best(goal: &Goal, space: &Space, runs: &[Run], seed: u64) -> Option<Best> {
     let model = Model::fit(goal, space, runs, &mut Prng::new(seed))?;
-    best_of(&model, space, runs)
+    best_of(&model, goal, space, runs)
 }
 
-fn best_of(model: &Model, space: &Space, runs: &[Run]) -> Option<Best> {
+fn best_of(model: &Model, goal: &Goal, space: &Space, runs: &[Run]) -> Option<Best> {
     let mut found: Option<(f64, Best)> = None;
     for run in runs.iter().filter(|run| run.failure.is_none()) {
         let point = space.coordinates(&run.settings);
         let (merit, _) = model.merit(&point);
         let feasible = model.feasible(&point);
         // Above all that keep their bounds stand none that do not.
-        let rank = if feasible >= FEASIBLE { merit } else { feasible - 1e12 };
+        let (kept, tried) = evidence(goal, runs, &run.settings);
+        let is_kept = feasible >= FEASIBLE && 2 * kept >= tried;
+        let rank = if is_kept { merit } else { feasible - 1e12 };
         if found.as_ref().is_none_or(|(known, _)| rank > *known) {
             let value = model.sign * merit;
             let best = Best {
                 settings: run.settings.clone(),
                 value: if model.logarithm { value.exp() } else { value },
-                runs: runs.iter().filter(|other| other.settings == run.settings).count(),
+                runs: tried,
                 feasible,
             };
             found = Some((rank, best));
         }
     }
     found.map(|(_, best)| best)
+}
+
+/// How many runs of a setting kept all bounds, and how many there were with figures.
+fn evidence(goal: &Goal, runs: &[Run], of: &Settings) -> (usize, usize) {
+    let runs = || runs.iter().filter(|run| run.settings == *of && run.failure.is_none());
+    (runs().filter(|run| keeps(goal, run)).count(), runs().count())
 }
 
 /// Whether a run kept all bounds, by its own figures; a figure that is missing keeps none.

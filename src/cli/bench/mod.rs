@@ -1,7 +1,11 @@
 //! `cnse bench`: measurements and experiments, one file for each.
 
+mod compare;
+mod guard;
 mod report;
 mod rerun;
+mod runner;
+mod sweep;
 
 use super::{Command, Run};
 
@@ -12,10 +16,27 @@ Measures from outside, as a client does. Every command prints one result for peo
 one object that compare, report and rerun read.
 
 examples:
-  cnse bench rerun result.json
+  cnse bench sweep --vary inflight=1,8,16 --repeat 6 -- schedule --server http://127.0.0.1:8090 \\
+    --prompt Hi --iters 200 --inflight {inflight}
+  cnse bench compare monday.json tuesday.json --fail-if \"ttft_ms_p99 > +5%\"
+  cnse bench rerun monday.json
 ";
 
 pub const COMMANDS: &[Command] = &[
+    Command {
+        name: "sweep",
+        summary: "one command under many settings, hypotheses, and the best setting",
+        help: sweep::HELP,
+        flags: sweep::FLAGS,
+        run: Run::With(sweep::run),
+    },
+    Command {
+        name: "compare",
+        summary: "two saved results or two live targets, with intervals and an exit code",
+        help: compare::HELP,
+        flags: compare::FLAGS,
+        run: Run::With(compare::run),
+    },
     Command {
         name: "report",
         summary: "draws saved results: HTML, SVG, PNG, Markdown",
@@ -29,5 +50,12 @@ pub const COMMANDS: &[Command] = &[
         help: rerun::HELP,
         flags: rerun::FLAGS,
         run: Run::With(rerun::run),
+    },
+    Command {
+        name: "guard",
+        summary: "runs a command that ends when its starter does",
+        help: guard::HELP,
+        flags: guard::FLAGS,
+        run: Run::With(guard::run),
     },
 ];

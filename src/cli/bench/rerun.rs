@@ -13,7 +13,8 @@ pub const HELP: &str = "\
 usage: cnse bench rerun FILE [--dry-run] [-- FLAGS]
 
 Runs the command that a saved result holds, with the same flags and the same seed, and prints its
-result. What is different on this machine is said first. FLAGS are added to the command.
+result as JSON. What is different on this machine is said first. FLAGS are added to the command, or
+replace those of their name. An experiment begins anew, and writes no file unless FLAGS name one.
 
 examples:
   cnse bench rerun monday.json > tuesday.json
@@ -37,8 +38,7 @@ pub fn run(parsed: &Parsed) -> Result<(), Error> {
     if record.command.iter().take(2).eq(["bench", "rerun"]) {
         return Err(Error::Failed(format!("{file:?} says it came by a rerun, not of what")));
     }
-    let mut command = record.command.clone();
-    command.extend(added.iter().map(|&word| word.to_owned()));
+    let command = again(&record.command, added);
     if parsed.has("dry-run") {
         return crate::cli::print(&format!("cnse {}\n", quoted(&command)));
     }
@@ -55,6 +55,44 @@ pub fn run(parsed: &Parsed) -> Result<(), Error> {
         .map_err(|error| Error::Failed(format!("finding this program's file: {error}")))?;
     let error = Command::new(own).args(&command).exec();
     Err(Error::Failed(format!("running cnse {}: {error}", quoted(&command))))
+}
+
+/// The command with the flags that are added, of which each replaces its like. Files that the first
+/// run wrote stay as they are, and its journal too, which would say that all is done.
+fn again(command: &[String], added: &[&str]) -> Vec<String> {
+    let is_experiment = command.iter().take(2).eq(["bench", "sweep"])
+        || command.iter().take(2).eq(["bench", "compare"]);
+    let name = |word: &str| {
+        let word = word.strip_prefix("--").filter(|word| !word.is_empty())?;
+        Some(word.split('=').next().unwrap_or(word).replace('_', "-"))
+    };
+    // Whether a flag has a value is seen by what stands behind it.
+    let has_value = |at: usize| added.get(at + 1).is_some_and(|next| !next.starts_with("--"));
+    let of_added = |(at, word): (usize, &&str)| Some((name(word)?, has_value(at)));
+    let replaced: Vec<(String, bool)> = added.iter().enumerate().filter_map(of_added).collect();
+    let of_files = ["output", "csv", "journal"];
+    let mut words = Vec::new();
+    let (own, child) = match command.iter().position(|word| word == "--") {
+        Some(at) if is_experiment => command.split_at(at),
+        _ => (command, &[][..]),
+    };
+    let mut rest = own.iter();
+    while let Some(word) = rest.next() {
+        let named = name(word);
+        let like = replaced.iter().find(|(other, _)| named.as_ref() == Some(other));
+        let of_file = is_experiment && named.is_some_and(|n| of_files.contains(&n.as_str()));
+        match like.map(|(_, has_value)| *has_value).or(of_file.then_some(true)) {
+            None => words.push(word.clone()),
+            Some(true) if !word.contains('=') => drop(rest.next()),
+            Some(_) => {}
+        }
+    }
+    words.extend(added.iter().map(|&word| word.to_owned()));
+    if !words.iter().any(|word| word == "--json") {
+        words.push("--json".to_owned());
+    }
+    words.extend_from_slice(child);
+    words
 }
 
 /// What a run finds out of servers and models is known only after it.
@@ -83,6 +121,23 @@ pub fn quoted(words: &[String]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_command_again() {
+        let split = |text: &str| text.split(' ').map(str::to_owned).collect::<Vec<_>>();
+        for (command, added, expected) in [
+            ("client --iters 5 --json", "", "client --iters 5 --json"),
+            ("client --iters 5 --seed=3", "--seed 4", "client --iters 5 --seed 4 --json"),
+            (
+                "bench sweep --output a.json --csv=b --json --vary x=1 -- client --output {x}",
+                "--n_predict 3",
+                "bench sweep --json --vary x=1 --n_predict 3 -- client --output {x}",
+            ),
+        ] {
+            let added: Vec<&str> = added.split_whitespace().collect();
+            assert_eq!(again(&split(command), &added), split(expected));
+        }
+    }
 
     #[test]
     fn words_are_quoted_where_a_shell_needs_it() {

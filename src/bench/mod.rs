@@ -10,4 +10,5 @@ pub mod plan;
 pub mod processes;
 pub mod record;
 pub mod report;
+pub mod scaling;
 pub mod statistics;

@@ -175,7 +175,7 @@ pub fn write(document: &mut Document, record: &Record) {
     let is_scaling = names.iter().any(|name| name == "ranks")
         && record.command.get(1).is_some_and(|what| what == "scaling");
     if is_scaling {
-        super::scaling::write(document, &cells);
+        super::scaling::write(document, &record.runs);
     } else {
         charts(document, &cells, &names);
     }

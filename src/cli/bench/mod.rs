@@ -5,6 +5,7 @@ mod guard;
 mod report;
 mod rerun;
 mod runner;
+mod scaling;
 mod sweep;
 
 use super::{Command, Run};
@@ -18,6 +19,7 @@ one object that compare, report and rerun read.
 examples:
   cnse bench sweep --vary inflight=1,8,16 --repeat 6 -- schedule --server http://127.0.0.1:8090 \\
     --prompt Hi --iters 200 --inflight {inflight}
+  cnse bench report monday.json --html monday.html
   cnse bench compare monday.json tuesday.json --fail-if \"ttft_ms_p99 > +5%\"
   cnse bench rerun monday.json
 ";
@@ -29,6 +31,13 @@ pub const COMMANDS: &[Command] = &[
         help: sweep::HELP,
         flags: sweep::FLAGS,
         run: Run::With(sweep::run),
+    },
+    Command {
+        name: "scaling",
+        summary: "the scheduler on 1 to N ranks: speed-up, efficiency, stealing on and off",
+        help: scaling::HELP,
+        flags: scaling::FLAGS,
+        run: Run::With(scaling::run),
     },
     Command {
         name: "compare",

@@ -2,6 +2,7 @@
 
 mod batch_executor;
 mod bench_experiments;
+mod bench_report;
 mod cli;
 mod common;
 mod hostile;

@@ -1,15 +1,14 @@
-//! An experiment: what each setting brought, how settings act, and what became of expectations.
+//! An experiment: what each setting brought, and how settings act.
 
 use std::collections::BTreeMap;
 
 use serde_json::{Map, Value};
 
-use super::document::{Block, Document, Notice, Table, Weight};
+use super::document::{Block, Document, Table};
 use super::terms;
-use crate::bench::chart::forest::{Effect, Forest};
 use crate::bench::chart::heat::{self, Heat};
 use crate::bench::chart::shapes::{self, Point, Scaling};
-use crate::bench::chart::text::{capital, change, figure};
+use crate::bench::chart::text::capital;
 use crate::bench::record::{Record, Run};
 use crate::bench::statistics::{CONFIDENCE, effect, mean};
 
@@ -52,107 +51,8 @@ pub struct Estimate {
     pub interval: Option<(f64, f64)>,
 }
 
-/// What was expected, and whether it is so.
-pub fn verdicts(document: &mut Document, record: &Record) {
-    let judged: Vec<&Value> =
-        judgements(record).filter(|one| one.get("verdict").is_some()).collect();
-    if judged.is_empty() {
-        return;
-    }
-    let notice = |one: &&Value| {
-        let text = |name: &str| one[name].as_str().unwrap_or_default();
-        let mut words = match text("verdict") {
-            "supported" => "Supported: ".to_owned(),
-            "refuted" => "Refuted: ".to_owned(),
-            "undecided" => "Undecided: ".to_owned(),
-            other => format!("{other}: "),
-        };
-        words += if text("expect").is_empty() { text("figure") } else { text("expect") };
-        if let Some((effect, interval)) = effect_of(one) {
-            let (unit, figure): (_, fn(f64) -> String) =
-                if one["is_ratio"] == true { (" %", change) } else { ("", figure) };
-            let confidence =
-                one["alpha"].as_f64().map_or(100.0 * CONFIDENCE, |a| 100.0 * (1.0 - a));
-            words += &format!(". Measured: {}{unit}", figure(effect));
-            if let Some((low, high)) = interval {
-                words += &format!(
-                    " ({} to {}{unit} with {} % confidence)",
-                    figure(low),
-                    figure(high),
-                    crate::bench::chart::text::figure(confidence)
-                );
-            }
-        }
-        words.push('.');
-        match (text("verdict"), one["repeats_needed"].as_u64()) {
-            ("undecided", Some(needed)) => {
-                words += &format!(" About {needed} more repeats would tell.");
-            }
-            ("undecided", None) => {
-                words += " Too near the limit to tell with any sensible number of repeats.";
-            }
-            _ => {}
-        }
-        Notice { weight: Weight::Answer, words }
-    };
-    document.blocks.push(Block::Notices(judged.iter().map(notice).collect()));
-}
-
-/// Lists in which effects or verdicts stand, whatever they are called.
-fn judgements(record: &Record) -> impl Iterator<Item = &Value> {
-    let lists = record.figures.values().filter_map(Value::as_array).flatten();
-    lists.filter(|one| one.get("effect").is_some() && one.get("figure").is_some())
-}
-
-/// In per cent, if it is a ratio.
-fn effect_of(one: &Value) -> Option<(f64, Option<(f64, f64)>)> {
-    let scale = if one["is_ratio"] == true { 100.0 } else { 1.0 };
-    let interval = match (one["ci"][0].as_f64(), one["ci"][1].as_f64()) {
-        (Some(low), Some(high)) => Some((scale * low, scale * high)),
-        _ => None,
-    };
-    Some((scale * one["effect"].as_f64()?, interval))
-}
-
-/// Effects that are ratios, as a forest.
-pub fn effects(document: &mut Document, record: &Record) {
-    let rows: Vec<Effect> = judgements(record)
-        .filter(|one| one["is_ratio"] == true)
-        .filter_map(|one| {
-            let (value, interval) = effect_of(one)?;
-            let name = one["expect"].as_str().or(one["figure"].as_str())?;
-            let verdict = one["verdict"].as_str().unwrap_or_default();
-            let (low, high) = interval.unwrap_or((value, value));
-            Some(Effect {
-                name: terms::label(name).replace(", ms", ""),
-                effect: Some(value),
-                interval,
-                words: match verdict {
-                    "" => format!("{} % ({} to {})", change(value), change(low), change(high)),
-                    verdict => verdict.to_owned(),
-                },
-                stands_out: interval.is_some() && (low > 0.0 || high < 0.0),
-            })
-        })
-        .collect();
-    if rows.is_empty() {
-        return;
-    }
-    let forest = Forest {
-        title: "Effects".to_owned(),
-        subtitle: "How much the one differs from the other; the bar is the confidence interval. \
-                   Where it does not reach the line of no effect (bold, filled) the two differ."
-            .to_owned(),
-        label: "change, %".to_owned(),
-        none_at: 0.0,
-        rows,
-    };
-    document.chart("effects", &forest.title, forest.to_svg());
-}
-
 /// What the settings brought.
 pub fn write(document: &mut Document, record: &Record) {
-    effects(document, record);
     let cells = cells(&record.runs);
     if cells.is_empty() {
         return;

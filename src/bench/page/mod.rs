@@ -13,6 +13,7 @@ mod curves;
 pub mod document;
 mod experiment;
 pub mod html;
+mod judged;
 pub mod markdown;
 mod notices;
 mod scaling;

@@ -3,7 +3,7 @@
 use serde_json::Value;
 
 use super::document::{Block, Document, Fact, Table};
-use super::{Source, curves, experiment, notices, percentile_table, terms};
+use super::{Source, curves, experiment, judged, notices, percentile_table, terms};
 use crate::bench::chart::shapes::{self, Latencies};
 use crate::bench::chart::text::{figure, grouped, measured};
 use crate::bench::record::{Distribution, Record, Series};
@@ -46,11 +46,12 @@ pub fn write(document: &mut Document, source: &Source) {
     let record = &source.record;
     document.words(what_was_done(record));
     notices::write(document, std::slice::from_ref(source));
-    experiment::verdicts(document, record);
+    judged::answers(document, record);
     let facts = facts(record);
     if !facts.is_empty() {
         document.blocks.push(Block::Facts(facts));
     }
+    judged::write(document, record);
     if !record.runs.is_empty() {
         experiment::write(document, record);
     }

@@ -156,7 +156,7 @@ fn an_experiment_shows_settings_factors_and_verdicts() {
         run(100.0 * inflight + f64::from(repeat), inflight as u64, 1.0)
     });
     record.set(
-        "expectations",
+        "verdicts",
         json!([{
             "expect": "tokens_per_s: inflight=4 > inflight=2 by 10%", "figure": "tokens_per_s",
             "verdict": "undecided", "effect": 0.12, "ci": [0.05, 0.2], "threshold": 0.1,
@@ -182,7 +182,7 @@ fn an_experiment_shows_settings_factors_and_verdicts() {
     assert_eq!(
         names,
         [
-            "effects",
+            "effects-of-what-was-expected",
             "tokens-per-s-heat",
             "tokens-per-s-by-inflight",
             "e2e-ms-p99-heat",
@@ -213,6 +213,36 @@ fn scaling_has_speed_up_and_efficiency() {
     assert!(text.contains("no stealing") && text.contains("ideal"));
     let names: Vec<&str> = document.charts().map(|chart| chart.name.as_str()).collect();
     assert_eq!(names, ["speed-up", "efficiency-strong-scaling", "efficiency-weak-scaling"]);
+}
+
+#[test]
+fn a_comparison_shows_changes_and_limits() {
+    let mut record = latency(1);
+    record.command = ["bench", "compare", "a", "b"].map(str::to_owned).to_vec();
+    record.set(
+        "changes",
+        json!([
+            { "figure": "ttft_ms_p99", "settings": {}, "a": 10.0, "b": 11.5, "change": 0.15,
+              "ci": [0.05, 0.25], "ground": { "pairs": 10 } },
+            { "figure": "wall_s", "settings": { "x": 1 }, "a": 1.0, "b": 1.0, "change": null,
+              "ci": null, "ground": "two numbers" },
+        ]),
+    );
+    let limits = json!([{ "fail_if": "ttft_ms_p99 > +5%", "verdict": "it is", "failed": true }]);
+    record.set("limits", limits);
+    record.set("differences", json!(["different: kernel: 6.1 / 6.2"]));
+    record.set("best", json!({ "settings": { "x": 4 }, "figure": "tokens_per_s", "value": 99.5 }));
+    let text = words(&report(&[source("change", record)], None));
+    for part in [
+        "Failed: to fail if ttft_ms_p99 &gt; +5%: It is.",
+        "<td>+15.0 %<small>+5.0 to +25.0 %</small></td><td>10 pairs</td>",
+        "Different: kernel: 6.1 / 6.2.",
+        "duration, s, x 1",
+        "The best setting that was found: x 4, with output tokens/s of about 99.5.",
+        "Changes from A to B",
+    ] {
+        assert!(text.contains(part), "{part}");
+    }
 }
 
 #[test]

@@ -83,6 +83,8 @@ export CNSE_TEST_MPI=$PWD/target/mpi-debian/debug/cnse
 
 step "tests" env CNSE_SIM_SEEDS=500 CNSE_HOSTILE_INPUTS=10000 cargo test --locked -- --nocapture
 step "fuzzing" env CNSE_FUZZ_INPUTS=10000000 cargo test --release --locked --test fuzz
+step "experiments: false verdicts, and tuning against chance" env CNSE_EXPERIMENTS=10000 CNSE_TUNE_SEEDS=50 \
+    cargo test --release --locked --test experiments -- --nocapture
 step "benches, each once" cargo bench --locked --bench wire -- --test
 step "build" scripts/build.sh
 

@@ -3,6 +3,8 @@
 //! `CNSE_EXPERIMENTS` is how many are simulated for each effect and threshold (500), and
 //! `CNSE_TUNE_SEEDS` how many searches (8).
 
+use std::fmt;
+
 use cnse::bench::experiment::hypothesis::{Hypothesis, Verdict};
 use cnse::bench::experiment::order;
 use cnse::bench::experiment::space::{self, Settings, Space};
@@ -68,23 +70,45 @@ fn is_false(verdict: Verdict, effect: f64, threshold: f64) -> bool {
     }
 }
 
-/// The upper end of the rate's one-sided 99.9 % interval (C. J. Clopper and E. S. Pearson, 1934):
-/// where so few or fewer of `n` come with a chance of 0.1 %.
-fn rate_at_least(of: u64, n: u64) -> f64 {
-    if of == 0 {
-        return 0.0;
-    }
-    let (mut low, mut high) = (0.0, 1.0);
-    for _ in 0..60 {
-        let middle = (low + high) / 2.0;
-        // P(X >= of) at this rate is I_p(of, n - of + 1).
-        if beta_cdf(middle, of as f64, (n - of) as f64 + 1.0) < 0.001 {
-            low = middle
-        } else {
-            high = middle
+/// The rate of which `of` in `n` were seen, with its 95 % interval (C. J. Clopper and E. S.
+/// Pearson, 1934).
+struct Rate {
+    seen: f64,
+    low: f64,
+    high: f64,
+}
+
+impl Rate {
+    fn new(of: u64, n: u64) -> Rate {
+        let (of, n) = (of as f64, n as f64);
+        let quantile = |p: f64, a: f64, b: f64| {
+            let (mut low, mut high) = (0.0, 1.0);
+            for _ in 0..60 {
+                let middle = (low + high) / 2.0;
+                if beta_cdf(middle, a, b) < p { low = middle } else { high = middle }
+            }
+            low
+        };
+        Rate {
+            seen: of / n,
+            low: if of == 0.0 { 0.0 } else { quantile(0.025, of, n - of + 1.0) },
+            high: if of == n { 1.0 } else { quantile(0.975, of + 1.0, n - of) },
         }
     }
-    low
+
+    /// Of many experiments the whole interval is under the stated rate; few can only tell that it
+    /// is not surely over.
+    fn check(&self, count: u64, what: &str) {
+        let end = if count >= 5_000 { self.high } else { self.low };
+        assert!(end <= ALPHA, "{what}: {self} of {count}");
+    }
+}
+
+impl fmt::Display for Rate {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let [seen, low, high] = [self.seen, self.low, self.high].map(|rate| 100.0 * rate);
+        write!(f, "{seen:.2} % [{low:.2}, {high:.2}]")
+    }
 }
 
 #[test]
@@ -106,20 +130,11 @@ fn false_verdicts_keep_to_the_stated_rate() {
                 told[found.verdict as usize] += 1;
                 wrong += u64::from(is_false(found.verdict, effect, threshold));
             }
-            println!(
-                "{:>5.0}% {:>8.0}% {:>10} {:>7} {:>9} {:>8.2}%   at least {:.2} % at 99.9 % confidence",
-                effect * 100.0,
-                threshold * 100.0,
-                told[0],
-                told[1],
-                told[2],
-                100.0 * wrong as f64 / count as f64,
-                100.0 * rate_at_least(wrong, count),
-            );
-            assert!(
-                rate_at_least(wrong, count) <= ALPHA,
-                "{effect} {threshold}: {wrong} of {count}"
-            );
+            let rate = Rate::new(wrong, count);
+            let [supported, refuted, undecided] = told;
+            let (e, t) = (effect * 100.0, threshold * 100.0);
+            println!("{e:>5.0} % {t:>7.0} % {supported:>10} {refuted:>7} {undecided:>9}   {rate}");
+            rate.check(count, &format!("{e} % against {t} %"));
             // A test that never decides keeps every rate.
             if (effect - threshold).abs() >= 0.1 {
                 assert!(told[2] < count / 4, "{effect} {threshold}: {told:?}");
@@ -142,8 +157,9 @@ fn looking_again_does_not_raise_the_rate() {
         });
         wrong += u64::from(looks.any(|verdict| verdict != Verdict::Undecided));
     }
-    println!("18 looks: {wrong} of {count} decided wrongly");
-    assert!(rate_at_least(wrong, count) <= ALPHA, "{wrong} of {count}");
+    let rate = Rate::new(wrong, count);
+    println!("18 looks until it is decided, each verdict false: {rate} of {count}");
+    rate.check(count, "looking again");
 }
 
 /// Tokens a second of a made-up server: rises with what is in flight and falls past 24, likes a

@@ -235,6 +235,65 @@ fn a_guard_passes_the_exit_code_on() {
 }
 
 #[test]
+fn a_real_llama_server_is_varied() {
+    let binary = std::env::var("CNSE_TEST_LLAMA_SERVER");
+    let (Ok(binary), Ok(models)) = (binary, std::env::var("CNSE_TEST_MODELS")) else {
+        let why = "CNSE_TEST_LLAMA_SERVER and CNSE_TEST_MODELS are not set";
+        assert!(std::env::var("CNSE_TEST_PEERS").is_err(), "{why}");
+        eprintln!("skipped: {why}");
+        return;
+    };
+    let folder = Folder::new();
+    let (result, table) = (folder.path("r.json"), folder.path("r.csv"));
+    let model = format!("{models}/tiny.gguf");
+    let start = format!(
+        "'{binary}' -m '{model}' -t 1 -c 4096 -np {{np}} -b {{batch}} --offline --port {{port}}"
+    );
+    let output = run(&[
+        "bench",
+        "sweep",
+        "--start",
+        &start,
+        "--vary",
+        "np=1,4",
+        "--vary",
+        "batch=256,512",
+        "--repeat",
+        "3",
+        "--expect",
+        "ok: np=4 < np=1 by 10%",
+        "--output",
+        &result,
+        "--csv",
+        &table,
+        "--json",
+        "--",
+        "client",
+        "--server",
+        "http://127.0.0.1:{port}",
+        "--prompt",
+        "What is AI?",
+        "--iters",
+        "8",
+        "--concurrency",
+        "4",
+        "--n_predict",
+        "8",
+    ]);
+    assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
+    let found = json(&output);
+    assert_eq!(found["runs"].as_array().unwrap().len(), 12);
+    assert_eq!(found["verdicts"][0]["verdict"], "refuted", "each answers all");
+    let hash = found["environment"]["models"][&model].as_str().unwrap();
+    assert_eq!(hash.len(), 64);
+    let rows = fs::read_to_string(&table).unwrap();
+    let head = "np,batch,throughput_tok_s,latency_p50_ms,";
+    assert!(rows.starts_with(head) && rows.lines().count() == 13, "{rows}");
+    let rates = rows.lines().skip(1).map(|row| row.split(',').nth(2).unwrap().parse::<f64>());
+    assert!(rates.into_iter().all(|rate| rate.unwrap() > 0.0), "{rows}");
+}
+
+#[test]
 fn the_best_setting_is_looked_for() {
     let folder = Folder::new();
     let result = folder.path("r.json");

@@ -1,16 +1,18 @@
 //! Two results held against each other: what changed, how surely, and whether that is too much.
 //!
 //! How sure it is depends on what there is, the best first: runs of one interleaved experiment, in
-//! pairs (Student's t on their logarithms); several runs of each, not interleaved (Welch's t); one
-//! run of each with histograms (a bootstrap of the quantiles: it tells how much chance there is
-//! within a run, and nothing of how runs differ from each other); two numbers.
+//! pairs (Student's t on their logarithms, from twenty on a bootstrap); several runs of each, not
+//! interleaved (Welch's t); one run of each with histograms (a bootstrap of the quantiles: it tells
+//! how much chance there is within a run, and nothing of how runs differ from each other); two
+//! numbers.
 
 use serde_json::{Value, json};
 
 use super::space::{Settings, describe};
 use crate::bench::record::{Record, Run, steps_ms};
+use crate::bench::statistics::effect::{self, Effect};
 use crate::bench::statistics::probability::student_quantile;
-use crate::bench::statistics::{Interval, effect, mean, variance};
+use crate::bench::statistics::{Interval, mean, variance};
 use crate::metrics::durations::PERCENTILES;
 use crate::prng::Prng;
 
@@ -172,7 +174,7 @@ pub fn paired(
             return None;
         }
         let (a, b) = (mean(&firsts), mean(&seconds));
-        let found = effect::paired_ratio(&pairs, alpha);
+        let found = paired_change(&pairs, alpha);
         Some(Change {
             figure: (*figure).to_owned(),
             settings: Settings::new(),
@@ -184,6 +186,19 @@ pub fn paired(
         })
     };
     figures.iter().filter_map(change).collect()
+}
+
+/// The ratio of pairs less one: by bootstrap where there are enough of them, else Student's t.
+fn paired_change(pairs: &[(f64, f64)], alpha: f64) -> Option<Effect> {
+    const RESAMPLES: usize = 2_000;
+    if pairs.iter().any(|(b, a)| *a <= 0.0 || *b <= 0.0) {
+        return None;
+    }
+    let logarithms: Vec<(f64, f64)> = pairs.iter().map(|(b, a)| (b.ln(), a.ln())).collect();
+    let mut prng = Prng::new(pairs.len() as u64);
+    let found = effect::paired_bootstrap(&logarithms, alpha, RESAMPLES, &mut prng);
+    let found = found.or_else(|| effect::paired(&logarithms, alpha))?;
+    Some(Effect { value: found.value.exp_m1(), interval: found.interval.map(f64::exp_m1), ..found })
 }
 
 fn of<'r>(runs: &'r [Run], point: &Settings) -> Vec<&'r Run> {
@@ -346,6 +361,11 @@ mod tests {
         let changes = paired(&both, &one, &two, &["tokens_per_s", "none"], 0.05);
         assert_eq!((changes.len(), changes[0].ground), (1, Ground::Pairs(5)));
         assert!(changes[0].interval.unwrap().contains(-0.2), "{changes:?}");
+        let mut many = several(100.0, "x=1", 30);
+        many.extend(several(110.0, "x=2", 30));
+        let change = &paired(&many, &one, &two, &["tokens_per_s"], 0.05)[0];
+        assert_eq!(change.ground, Ground::Pairs(30));
+        assert!(change.interval.unwrap().contains(0.1), "{change:?}");
         assert!(changes[0].to_text().contains("-2") && changes[0].to_json()["ci"].is_array());
     }
 

@@ -5,7 +5,6 @@
 //! differences of logarithms: noise of run times is multiplicative, and its logarithm is near the
 //! normal that Student's t expects.
 
-use super::dependence::percentile_interval;
 use super::probability::student_quantile;
 use super::quantile::Ranked;
 use super::{Interval, mean, variance};
@@ -100,6 +99,15 @@ pub fn quantile_ratio<A: Ranked + ?Sized, B: Ranked + ?Sized>(
         .collect();
     let value = at(a, q) / at(b, q) - 1.0;
     Some((value, percentile_interval(&mut ratios, 1.0 - alpha)))
+}
+
+/// The middle part of resampled figures, of which there is at least one, with `confidence`.
+fn percentile_interval(figures: &mut [f64], confidence: f64) -> Interval {
+    figures.sort_by(f64::total_cmp);
+    let last = figures.len() - 1;
+    let at = |p: f64| figures[((last as f64 * p).round() as usize).min(last)];
+    let tail = (1.0 - confidence) / 2.0;
+    Interval::new(at(tail), at(1.0 - tail))
 }
 
 fn at<R: Ranked + ?Sized>(samples: &R, q: f64) -> f64 {

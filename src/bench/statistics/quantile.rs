@@ -67,8 +67,9 @@ pub struct Estimate {
 }
 
 /// The quantile `q` (0.99 is the 99th percentile) with its interval; None: the samples cannot carry
-/// it. `inflation` is 1 for independent samples and larger for those that depend on each other
-/// (`dependence::inflation`): n of them then count as n over it.
+/// it. At 95 % the median takes 6 independent ones, p95 72, p99 368 and p99.9 3,688. `inflation`
+/// is 1 for those, and larger for samples that depend on each other (`dependence::inflation`): n of
+/// them count as n over it.
 pub fn estimate<R: Ranked + ?Sized>(
     samples: &R,
     q: f64,
@@ -118,14 +119,6 @@ fn search(n: f64, holds: impl Fn(f64) -> bool) -> Option<f64> {
     Some(good)
 }
 
-/// Independent samples that it takes to carry a quantile: 6 for the median, 72 for p95, 368 for
-/// p99, 3,688 for p99.9, at 95 %.
-pub fn samples_needed(q: f64, confidence: f64) -> u64 {
-    let tail = ((1.0 - confidence) / 2.0).ln();
-    let rarer = q.max(1.0 - q);
-    (tail / rarer.ln()).ceil() as u64
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -134,7 +127,6 @@ mod tests {
     #[test]
     fn what_samples_carry() {
         for (q, needed) in [(0.5, 6), (0.9, 36), (0.95, 72), (0.99, 368), (0.999, 3_688)] {
-            assert_eq!(samples_needed(q, 0.95), needed, "{q}");
             assert!(ranks(needed, q, 0.95, 1.0).is_some(), "{q}");
             assert_eq!(ranks(needed - 1, q, 0.95, 1.0), None, "{q}");
             assert_eq!(ranks(2 * needed - 2, q, 0.95, 2.0), None, "{q}");

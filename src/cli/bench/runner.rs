@@ -1,12 +1,13 @@
 //! Runs of an experiment: a server from a template if one is asked for, a command of this program
 //! against it, and its result.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 use serde_json::{Value, json};
 
-use crate::bench::environment::{Environment, NoiseWatch};
+use crate::bench::environment::{Environment, NoiseWatch, file_sha256};
 use crate::bench::experiment::child::{Fault, Host, free_port, how_it_ended};
 use crate::bench::experiment::journal::Journal;
 use crate::bench::experiment::space::{Settings, describe};
@@ -89,11 +90,14 @@ impl Runner {
             Some(PathBuf::from(format!("{output}.journal")))
         });
         let plan = json!({ "start": start, "child": child, "ready": ready, "plan": plan });
+        // A server's address may stand in the command, or be what is varied.
+        let ports = local_ports(&[child.join(" "), plan.to_string()]);
         let journal = path.map(|path| Journal::open(&path, &plan)).transpose();
         let journal = journal.map_err(Error::Failed)?;
         let runs = journal.as_ref().map(|journal| journal.runs.clone()).unwrap_or_default();
         Ok(Runner {
             host: Host::new().map_err(Error::Failed)?,
+            noise: NoiseWatch::start(&ports),
             start,
             child,
             launcher: Vec::new(),
@@ -103,7 +107,6 @@ impl Runner {
             quiet: parsed.has("quiet"),
             journal,
             runs,
-            noise: NoiseWatch::start(&[]),
             started_at: crate::log::utc(SystemTime::now()),
             began: std::time::Instant::now(),
         })
@@ -202,6 +205,23 @@ impl Runner {
         journal.map_or(Ok(0), |journal| journal.look(whole).map_err(Error::Failed))
     }
 
+    /// SHA-256 of the models that the servers loaded; what is no file is left out.
+    fn models(&self) -> BTreeMap<String, String> {
+        let words = self.start.as_deref().unwrap_or_default();
+        let mut found = BTreeMap::new();
+        for run in &self.runs {
+            let words = filled(words, &run.settings);
+            for file in model_files(&words) {
+                if !found.contains_key(file)
+                    && let Ok(hash) = file_sha256(Path::new(file))
+                {
+                    found.insert(file.to_owned(), hash);
+                }
+            }
+        }
+        found
+    }
+
     /// All runs as one result.
     pub fn record(&self, seed: u64) -> Record {
         let command = std::env::args().skip(1).collect();
@@ -212,6 +232,7 @@ impl Runner {
         let mut environment = Environment::of_this_machine(FEATURES);
         environment.seed = Some(seed);
         environment.noise = self.noise.stop();
+        environment.models = self.models();
         record.environment = Some(environment);
         record.runs.clone_from(&self.runs);
         record
@@ -226,8 +247,27 @@ fn own() -> Result<String, Fault> {
     own.map_err(|error| Fault::Failed(format!("finding this program's file: {error}")))
 }
 
+/// Files that a server's command line loads as models, as llama-server and others name the flag.
+fn model_files(words: &[String]) -> impl Iterator<Item = &str> {
+    let flags = ["-m", "--model"];
+    let behind = words.windows(2).filter(move |pair| flags.contains(&pair[0].as_str()));
+    let joined = words.iter().filter_map(|word| word.strip_prefix("--model="));
+    behind.map(|pair| pair[1].as_str()).chain(joined)
+}
+
 fn filled(words: &[String], places: &Settings) -> Vec<String> {
     words.iter().map(|word| template::fill(word, places)).collect()
+}
+
+/// Ports of servers on this machine that a command names: what they take is no noise.
+fn local_ports(words: &[String]) -> Vec<u16> {
+    let of_word = |word: &String| -> Vec<u16> {
+        let hosts = ["127.0.0.1:", "localhost:", "[::1]:"];
+        let places = hosts.iter().flat_map(|host| word.split(host).skip(1));
+        let digits = places.map(|rest| rest.split(|c: char| !c.is_ascii_digit()).next());
+        digits.filter_map(|digits| digits?.parse().ok()).collect()
+    };
+    words.iter().flat_map(of_word).collect()
 }
 
 /// What is told of a run while it goes on.
@@ -250,4 +290,24 @@ pub fn write(path: &str, text: &str) -> Result<(), Error> {
         let _ = std::fs::remove_file(&beside);
         Error::Failed(format!("writing {:?}: {error}", Path::new(path)))
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn models_of_a_server() {
+        let words = ["llama-server", "-m", "a.gguf", "--model=b.gguf", "--model", "c.gguf", "-m"];
+        let words = words.map(str::to_owned);
+        let files: Vec<&str> = model_files(&words).collect();
+        assert_eq!(files, ["a.gguf", "c.gguf", "b.gguf"]);
+    }
+
+    #[test]
+    fn ports_of_this_machine() {
+        let words = ["--server", "http://127.0.0.1:8090,cnse://localhost:5050/x", "10.0.0.1:7"];
+        assert_eq!(local_ports(&words.map(str::to_owned)), [8_090, 5_050]);
+        assert!(local_ports(&["127.0.0.1:{port}".to_owned()]).is_empty());
+    }
 }

@@ -51,7 +51,7 @@ impl Forest {
             let widths = rows.iter().map(|row| width(text(row), FONT_SIZE * 1.06));
             widths.fold(40.0, f64::max).min(most)
         };
-        let names = wide(|row| &row.name, 240.0);
+        let names = wide(|row| &row.name, 310.0);
         let words = wide(|row| &row.words, 220.0);
         let (left, right) = (MARGIN + names + 16.0, WIDTH - MARGIN - words - 16.0);
         let (top, bottom) = (head.height + 8.0, head.height + 8.0 + rows.len().max(1) as f64 * ROW);

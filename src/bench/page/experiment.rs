@@ -144,8 +144,10 @@ fn by_factor(document: &mut Document, cells: &[Cell<'_>], names: &[String], of: 
                 && rows.len().max(columns.len()) <= heat::SIDE_MAX
             {
                 let heat = Heat {
-                    title: format!("{}, by {first} and {second}", capital(&label)),
-                    subtitle: "Darker is more; the best cell is framed. – : no figure.".to_owned(),
+                    title: format!("{}, by {first} and {second}", terms::title(of)),
+                    subtitle: format!(
+                        "{label}: darker is more, and the best is framed. – : no figure."
+                    ),
                     row_label: first.clone(),
                     column_label: second.clone(),
                     rows: rows.iter().map(word).collect(),
@@ -177,7 +179,7 @@ fn by_factor(document: &mut Document, cells: &[Cell<'_>], names: &[String], of: 
 fn by_setting(label: &str, x: &str, lines: &[Scaling]) -> crate::bench::chart::plot::Plot {
     let how = "The mean of all runs of a setting; bars are 95 % confidence intervals. Where bars \
                overlap widely the settings may well be the same.";
-    let title = format!("{} by {x}", capital(label));
+    let title = format!("{} by {x}", capital(label.trim_end_matches(", ms")));
     shapes::by_setting(&title, how, x, label, lines)
 }
 

@@ -44,8 +44,8 @@ pub struct Source {
 /// There is none.
 pub fn report(sources: &[Source], title: Option<&str>) -> Document {
     assert!(!sources.is_empty(), "a report is of something");
-    let mut document = Document::default();
-    document.title = title.map_or_else(|| own_title(sources), str::to_owned);
+    let title = title.map_or_else(|| own_title(sources), str::to_owned);
+    let mut document = Document { title, ..Document::default() };
     if let [source] = sources {
         single::write(&mut document, source);
     } else {

@@ -66,9 +66,9 @@ pub fn write(document: &mut Document, record: &Record) {
                 .to_owned()
         }
         _ => format!(
-            "{repeats} runs for each setting, interleaved, so that what drifts on the machine meets \
-             all alike. Figures are means over the runs, with their 95 % confidence intervals where \
-             there are three runs or more."
+            "{repeats} runs for each setting, interleaved, so that what drifts on the machine \
+             meets all alike. Figures are means over the runs, with their 95 % confidence \
+             intervals where there are three runs or more."
         ),
     };
     document.blocks.push(Block::Heading("Settings".to_owned(), under));

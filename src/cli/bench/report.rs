@@ -18,7 +18,8 @@ usage: cnse bench report FILE… [FLAGS]
 Draws saved results (of cnse … --json) as one HTML file that needs no network and no script: what
 was measured and whether it is to be believed, figures with their intervals, charts, the
 environment, and what the words mean. Of several results the first is what the others are held
-against. - reads one from stdin. Without --html, --markdown, --svg and --png the HTML goes to stdout.
+against. - reads one from stdin. Without --html, --markdown, --svg and --png the HTML goes to
+stdout.
 
 examples:
   cnse bench latency --server http://127.0.0.1:8090 --iters 1000 --json > run.json

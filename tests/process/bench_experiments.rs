@@ -144,12 +144,17 @@ fn what_fails_is_said_and_the_rest_is_done() {
         assert!(text(&output.stderr).contains(message), "{}", text(&output.stderr));
         assert_eq!(json(&output)["errors"], 2);
     }
+    let script = "sh -c 'echo out of memory >&2; exit {n}3'";
+    let dies = ["--start", script, "--ready", "none", "--", "client", "--prompt", "Hi"];
+    let silent = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = silent.local_addr().unwrap().port().to_string();
+    let output = broken(&[&dies[..], &["--port", &port, "--timeout", "200ms"]].concat());
+    let said = text(&output.stderr);
+    assert!(said.contains("; the server, sh ended with 13; it said: out of memory"), "{said}");
     let slow = ["--start", "sleep 60{n}{port}", "--ready-timeout", "200ms", "--", "client"];
     let output = broken(&slow);
     let said = text(&output.stderr);
     assert!(said.contains("within 200ms; --ready-timeout gives it more"), "{said}");
-    let silent = TcpListener::bind("127.0.0.1:0").unwrap();
-    let port = silent.local_addr().unwrap().port().to_string();
     let client = ["--", "client", "--port", &port, "--prompt", "{n}"];
     let output = broken(&[&["--run-timeout", "100ms"][..], &client].concat());
     assert!(text(&output.stderr).contains("did not end within 100ms"), "{}", text(&output.stderr));

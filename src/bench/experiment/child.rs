@@ -190,6 +190,13 @@ impl Host {
 }
 
 impl Guarded {
+    /// That it has ended, and what it said last; None: it runs still.
+    pub fn obituary(&mut self) -> Option<String> {
+        let status = self.guard.try_wait().ok()??;
+        let said = self.last_words();
+        Some(format!("{} {}{said}", self.name, how_it_ended(status)))
+    }
+
     /// Behind a sentence: what it said last.
     fn last_words(&mut self) -> String {
         let tail = self.tail.lock().map(|tail| tail.clone()).unwrap_or_default();

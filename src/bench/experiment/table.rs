@@ -1,6 +1,9 @@
 //! Runs as a table: CSV for programs, columns for people.
 
+use std::cmp::Ordering;
 use std::collections::BTreeSet;
+
+use serde_json::Value;
 
 use super::space::{Settings, show};
 use crate::bench::record::Run;
@@ -57,6 +60,7 @@ pub fn text(runs: &[Run]) -> String {
             points.push(&run.settings);
         }
     }
+    points.sort_by(|a, b| by_value(a, b));
     let of = |point: &Settings| {
         let of = runs.iter().filter(|run| run.settings == *point && run.failure.is_none());
         of.collect::<Vec<&Run>>()
@@ -84,6 +88,16 @@ pub fn text(runs: &[Run]) -> String {
     align(&rows)
 }
 
+/// Name after name, numbers by their size.
+fn by_value(a: &Settings, b: &Settings) -> Ordering {
+    let pairs = a.values().zip(b.values());
+    let compare = |(a, b): (&Value, &Value)| match (a.as_f64(), b.as_f64()) {
+        (Some(a), Some(b)) => a.total_cmp(&b),
+        _ => show(a).cmp(&show(b)),
+    };
+    pairs.map(compare).find(|order| order.is_ne()).unwrap_or(Ordering::Equal)
+}
+
 fn align(rows: &[Vec<String>]) -> String {
     let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max();
     let widths: Vec<usize> = (0..rows[0].len()).map(|column| width(column).unwrap_or(0)).collect();
@@ -102,7 +116,7 @@ mod tests {
     fn runs() -> Vec<Run> {
         let mut runs = Vec::new();
         for (sequence, (text, value)) in
-            (0..).zip([("x=1,m=a", 10.0), ("x=2,m=a", 30.5), ("x=1,m=a", 20.0)])
+            (0..).zip([("x=10,m=a", 10.0), ("x=2,m=a", 30.5), ("x=10,m=a", 20.0)])
         {
             let mut run = Run { settings: settings(text).unwrap(), sequence, ..Run::default() };
             run.record.set("tokens_per_s", value);
@@ -118,9 +132,9 @@ mod tests {
         let expected = "\
 x,m,throughput_tok_s,latency_p50_ms,latency_p95_ms,latency_p99_ms,repeat,sequence,failure,\
 wall_s,ok,errors,tokens_per_s,extra
-1,a,10,,,,0,0,,0,0,0,10,
+10,a,10,,,,0,0,,0,0,0,10,
 2,a,30.5,,,,0,1,,0,0,0,30.5,7
-1,a,20,,,,0,2,\"it said \"\"no\"\", and ended\",0,0,0,20,
+10,a,20,,,,0,2,\"it said \"\"no\"\", and ended\",0,0,0,20,
 ";
         assert_eq!(csv(&runs()), expected);
     }
@@ -128,9 +142,9 @@ wall_s,ok,errors,tokens_per_s,extra
     #[test]
     fn medians_for_people() {
         let expected = "\
-x  m  runs  throughput_tok_s
-1  a     1             10.00
-2  a     1             30.50
+\x20x  m  runs  throughput_tok_s
+ 2  a     1             30.50
+10  a     1             10.00
 ";
         assert_eq!(text(&runs()), expected);
         assert_eq!(text(&[]), "runs\n");

@@ -8,7 +8,7 @@ use std::time::{Duration, SystemTime};
 use serde_json::{Value, json};
 
 use crate::bench::environment::{Environment, NoiseWatch, file_sha256};
-use crate::bench::experiment::child::{Fault, Host, free_port, how_it_ended};
+use crate::bench::experiment::child::{Fault, Guarded, Host, free_port, how_it_ended};
 use crate::bench::experiment::journal::Journal;
 use crate::bench::experiment::space::{Settings, describe};
 use crate::bench::experiment::template;
@@ -169,7 +169,7 @@ impl Runner {
     /// The result of a run, and why it is not to be used.
     fn measure(&self, settings: &Settings) -> Result<(Record, Option<String>), Fault> {
         let mut places = settings.clone();
-        let _server = match &self.start {
+        let mut server = match &self.start {
             None => None,
             Some(words) => {
                 let port = free_port().map_err(Fault::Failed)?;
@@ -182,7 +182,16 @@ impl Runner {
         let mut words = filled(&self.launcher, &places);
         words.push(if words.is_empty() { "cnse".to_owned() } else { own()? });
         words.extend(filled(&self.child, &places));
-        let (status, output, said) = self.host.run(&words, self.run_timeout)?;
+        // A command whose server dies fails for that, whatever it says itself.
+        let mut of_server = || {
+            let obituary = server.as_mut().and_then(Guarded::obituary);
+            obituary.map_or(String::new(), |obituary| format!("; the server, {obituary}"))
+        };
+        let (status, output, said) = match self.host.run(&words, self.run_timeout) {
+            Err(Fault::Failed(failure)) => return Err(Fault::Failed(failure + &of_server())),
+            other => other?,
+        };
+        let said = said + &of_server();
         let text = String::from_utf8_lossy(&output);
         let ended = how_it_ended(status);
         match Record::parse(&text) {

@@ -37,8 +37,6 @@ pub struct Point {
     pub throughput: f64,
     /// Milliseconds, less is better.
     pub latency: f64,
-    /// Where the throughput lies.
-    pub throughput_interval: Option<(f64, f64)>,
     /// Where the latency lies.
     pub latency_interval: Option<(f64, f64)>,
 }
@@ -360,7 +358,6 @@ mod tests {
             name: format!("<{throughput}>"),
             throughput,
             latency,
-            throughput_interval: None,
             latency_interval: Some((latency * 0.9, latency * 1.1)),
         }
     }

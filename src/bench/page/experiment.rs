@@ -99,7 +99,6 @@ fn charts(document: &mut Document, cells: &[Cell<'_>], names: &[String]) {
                 name: values(&cell.settings),
                 throughput: more.value,
                 latency: less.value,
-                throughput_interval: more.interval,
                 latency_interval: less.interval,
             })
         };

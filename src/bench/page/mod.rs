@@ -231,7 +231,7 @@ fn plain_with(value: Option<f64>, interval: Option<(f64, f64)>) -> String {
 }
 
 /// As one would type it into a shell.
-fn quoted(words: &[String]) -> String {
+pub fn quoted(words: &[String]) -> String {
     let plain = |c: char| c.is_ascii_alphanumeric() || "-_=./:,@%+".contains(c);
     let quote = |word: &String| match !word.is_empty() && word.chars().all(plain) {
         true => word.clone(),

@@ -266,3 +266,9 @@ fn an_empty_result_is_still_a_report() {
     let record = Record { figures, ..Record::default() };
     assert!(words(&report(&[source("x", record)], None)).contains("Nothing was measured"));
 }
+
+#[test]
+fn words_are_quoted_where_a_shell_needs_it() {
+    let words = ["--prompt", "What is AI?", "", "it's", "a=b"].map(str::to_owned);
+    assert_eq!(quoted(&words), "--prompt 'What is AI?' '' 'it'\\''s' a=b");
+}

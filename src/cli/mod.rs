@@ -24,6 +24,8 @@ pub const FEATURES: &[&str] = &[
     "mpi",
     #[cfg(feature = "tls")]
     "tls",
+    #[cfg(feature = "png")]
+    "png",
 ];
 
 /// Why a subcommand did not do what it was asked.

@@ -3,6 +3,7 @@
 mod batch_executor;
 mod bench_experiments;
 mod bench_load;
+mod bench_report;
 mod cli;
 mod common;
 mod hostile;

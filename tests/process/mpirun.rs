@@ -25,11 +25,22 @@ fn mpirun(ranks: &str, args: &[&str]) -> Option<Command> {
     Some(mpirun_of(&binary, ranks, args))
 }
 
+/// mpirun of `cnse bench`.
+fn mpirun_bench(ranks: &str, what: &str, args: &[&str]) -> Option<Command> {
+    mpirun(ranks, &[]).map(|_| ())?;
+    let binary = std::env::var("CNSE_TEST_MPI").ok()?;
+    Some(mpirun_with(&binary, ranks, &[&["bench", what], args].concat()))
+}
+
 fn mpirun_of(binary: &str, ranks: &str, args: &[&str]) -> Command {
+    mpirun_with(binary, ranks, &[&["schedule"], args].concat())
+}
+
+fn mpirun_with(binary: &str, ranks: &str, args: &[&str]) -> Command {
     let mut command = Command::new("mpirun");
     command.env("OMPI_ALLOW_RUN_AS_ROOT", "1").env("OMPI_ALLOW_RUN_AS_ROOT_CONFIRM", "1");
     command.env_remove("CNSE_API_KEY").stdin(Stdio::null());
-    command.args(["--oversubscribe", "--bind-to", "none", "-np", ranks, binary, "schedule"]);
+    command.args(["--oversubscribe", "--bind-to", "none", "-np", ranks, binary]);
     command.args(args);
     command
 }
@@ -172,4 +183,25 @@ fn a_build_without_mpi_refuses_to_be_several() {
     assert!(said.contains("built without MPI") && said.contains("--ranks"), "{said}");
     assert!(second.stderr.is_empty() && first.stdout.is_empty());
     assert!(run("1", "0").status.success());
+}
+
+#[test]
+fn scaling_is_measured_from_within_mpirun() {
+    let args = ["--simulate", "fixed:2ms", "--iters", "40", "--repeat", "1", "--steal", "on"];
+    let Some(mut command) = mpirun_bench("4", "scaling", &[&args[..], &["--json"]].concat()) else {
+        return;
+    };
+    let output = command.output().unwrap();
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let ranks: Vec<usize> = report["runs"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|run| run["ranks"].as_array().unwrap().len())
+        .collect();
+    let mut sorted = ranks.clone();
+    sorted.sort_unstable();
+    assert_eq!(sorted, [1, 2, 4], "{report}");
+    assert!(report["runs"].as_array().unwrap().iter().all(|run| run["ok"] == 40));
 }

@@ -9,6 +9,7 @@ use crate::bench::environment::Environment;
 use crate::bench::experiment::compare::{self, Change, FIGURES, Ground, Limit, Passed};
 use crate::bench::experiment::order;
 use crate::bench::experiment::space::Settings;
+use crate::bench::page::quoted;
 use crate::bench::record::Record;
 use crate::cli::Error;
 use crate::cli::flags::{Flag, Parsed};
@@ -133,7 +134,7 @@ fn differences(a: &Record, b: &Record) -> Vec<String> {
         found.push(format!("different: cnse: {} / {}", a.cnse, b.cnse));
     }
     if a.command != b.command {
-        let (a, b) = (super::rerun::quoted(&a.command), super::rerun::quoted(&b.command));
+        let (a, b) = (quoted(&a.command), quoted(&b.command));
         found.push(format!("different: command: {a} / {b}"));
     }
     let empty = Environment::default();

@@ -5,8 +5,10 @@ mod gateway;
 mod guard;
 mod latency;
 mod load;
+mod report;
 mod rerun;
 mod runner;
+mod scaling;
 mod sweep;
 mod throughput;
 
@@ -22,6 +24,7 @@ examples:
   cnse bench latency --server http://127.0.0.1:8090 --iters 1000 --n_predict 64
   cnse bench sweep --vary inflight=1,8,16 --repeat 6 -- schedule --server http://127.0.0.1:8090 \\
     --prompt Hi --iters 200 --inflight {inflight}
+  cnse bench report monday.json --html monday.html
   cnse bench compare monday.json tuesday.json --fail-if \"ttft_ms_p99 > +5%\"
   cnse bench rerun monday.json
 ";
@@ -56,11 +59,25 @@ pub const COMMANDS: &[Command] = &[
         run: Run::With(sweep::run),
     },
     Command {
+        name: "scaling",
+        summary: "the scheduler on 1 to N ranks: speed-up, efficiency, stealing on and off",
+        help: scaling::HELP,
+        flags: scaling::FLAGS,
+        run: Run::With(scaling::run),
+    },
+    Command {
         name: "compare",
         summary: "two saved results or two live targets, with intervals and an exit code",
         help: compare::HELP,
         flags: compare::FLAGS,
         run: Run::With(compare::run),
+    },
+    Command {
+        name: "report",
+        summary: "draws saved results: HTML, SVG, PNG, Markdown",
+        help: report::HELP,
+        flags: report::FLAGS,
+        run: Run::With(report::run),
     },
     Command {
         name: "rerun",

@@ -5,6 +5,7 @@ use std::path::Path;
 use std::process::Command;
 
 use crate::bench::environment::Environment;
+use crate::bench::page::quoted;
 use crate::bench::record::Record;
 use crate::cli::flags::{Flag, Parsed};
 use crate::cli::{Error, FEATURES};
@@ -105,19 +106,6 @@ fn without_what_the_run_adds(then: &Environment) -> Environment {
     }
 }
 
-/// As one would type it into a shell.
-pub fn quoted(words: &[String]) -> String {
-    let plain = |c: char| c.is_ascii_alphanumeric() || "-_=./:,@%+".contains(c);
-    let quote = |word: &String| {
-        if !word.is_empty() && word.chars().all(plain) {
-            word.clone()
-        } else {
-            format!("'{}'", word.replace('\'', "'\\''"))
-        }
-    };
-    words.iter().map(quote).collect::<Vec<_>>().join(" ")
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -137,11 +125,5 @@ mod tests {
             let added: Vec<&str> = added.split_whitespace().collect();
             assert_eq!(again(&split(command), &added), split(expected));
         }
-    }
-
-    #[test]
-    fn words_are_quoted_where_a_shell_needs_it() {
-        let words = ["--prompt", "What is AI?", "", "it's", "a=b"].map(str::to_owned);
-        assert_eq!(quoted(&words), "--prompt 'What is AI?' '' 'it'\\''s' a=b");
     }
 }

@@ -41,6 +41,8 @@ pub struct Runner {
     host: Host,
     start: Option<Vec<String>>,
     child: Vec<String>,
+    /// What starts the command, if it is not this program itself.
+    launcher: Vec<String>,
     ready: Option<String>,
     ready_timeout: Duration,
     run_timeout: Duration,
@@ -98,6 +100,7 @@ impl Runner {
             noise: NoiseWatch::start(&ports),
             start,
             child,
+            launcher: Vec::new(),
             ready,
             ready_timeout: limit("ready-timeout", Duration::from_secs(120))?,
             run_timeout: limit("run-timeout", Duration::from_secs(1_800))?,
@@ -107,6 +110,11 @@ impl Runner {
             started_at: crate::log::utc(SystemTime::now()),
             began: std::time::Instant::now(),
         })
+    }
+
+    /// From now on the command is started through these words, as mpirun.
+    pub fn launched_by(&mut self, words: Vec<String>) {
+        self.launcher = words;
     }
 
     /// Whether a name has a place in the server's or the command's template.
@@ -171,7 +179,8 @@ impl Runner {
                 Some(self.host.serve(&words, ready.as_deref(), self.ready_timeout)?)
             }
         };
-        let mut words = vec!["cnse".to_owned()];
+        let mut words = filled(&self.launcher, &places);
+        words.push(if words.is_empty() { "cnse".to_owned() } else { own()? });
         words.extend(filled(&self.child, &places));
         // A command whose server dies fails for that, whatever it says itself.
         let mut of_server = || {
@@ -237,6 +246,14 @@ impl Runner {
         record.runs.clone_from(&self.runs);
         record
     }
+}
+
+/// This program's file, for those who start it.
+fn own() -> Result<String, Fault> {
+    let own = std::env::current_exe().map_err(|error| error.to_string());
+    let own =
+        own.and_then(|own| own.into_os_string().into_string().map_err(|own| format!("{own:?}")));
+    own.map_err(|error| Fault::Failed(format!("finding this program's file: {error}")))
 }
 
 /// Files that a server's command line loads as models, as llama-server and others name the flag.

@@ -69,6 +69,7 @@ pub const FLAGS: &[Flag] = &[
         "longest: what takes longest first; input: as they stand (longest)",
     ),
     Flag::switch("no-steal", "work does not move between ranks; to measure what it is worth"),
+    Flag::new("steal", "on|off", "off is --no-steal, for scripts that try both (on)"),
     Flag::new(
         "simulate",
         "TASKS",
@@ -132,9 +133,22 @@ impl Common {
             workers: parsed.number("workers", 1, 64)?.unwrap_or(1),
             window: parsed.number("window", 1, 1 << 24)?.unwrap_or(4096),
             longest_first,
-            steals: !parsed.has("no-steal"),
+            steals: steals(parsed)?,
             seed: parsed.number("seed", 0, u64::MAX)?.unwrap_or(0),
         })
+    }
+}
+
+/// Whether work moves between ranks.
+fn steals(parsed: &Parsed) -> Result<bool, String> {
+    match parsed.text("steal") {
+        Some("on") if parsed.has("no-steal") => {
+            Err("--steal on and --no-steal exclude each other".to_owned())
+        }
+        None => Ok(!parsed.has("no-steal")),
+        Some("on") => Ok(true),
+        Some("off") => Ok(false),
+        Some(other) => Err(format!("--steal {other}: not on or off")),
     }
 }
 

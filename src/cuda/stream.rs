@@ -3,7 +3,7 @@
 //! cust has them too, but its streams wait for the default one, its events hide their handle, which
 //! another stream needs to wait for them, and its graphs cannot be launched.
 
-use std::ffi::{c_int, c_void};
+use std::ffi::c_void;
 use std::fmt;
 use std::ptr;
 use std::sync::Arc;

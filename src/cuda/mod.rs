@@ -36,6 +36,8 @@
 pub mod driver;
 mod error;
 #[cfg(feature = "cuda")]
+pub mod kernels;
+#[cfg(feature = "cuda")]
 #[allow(unsafe_code)]
 pub mod lane;
 #[cfg(feature = "cuda")]
@@ -93,4 +95,5 @@ macro_rules! family {
 pub const COMPILED: &str = env!("CNSE_CUDA_COMPILED");
 
 /// Loaded when a card is opened, so that no request waits for the driver's compiler.
-pub static FAMILIES: &[&Family] = &[];
+#[cfg(feature = "cuda")]
+pub static FAMILIES: &[&Family] = &[&kernels::dequant::DEQUANT, &kernels::embedding::EMBEDDING];

@@ -1,6 +1,10 @@
-//! Load generators and their reports. They measure from outside, as a client does.
+//! Load generators, experiments and their reports. They measure from outside, as a client does.
 
 mod binary;
+pub mod environment;
 pub mod load;
 pub mod plan;
+pub mod processes;
+pub mod record;
 pub mod report;
+pub mod statistics;

@@ -37,6 +37,11 @@ impl Flag {
     pub const fn list(name: &'static str, value: &'static str, doc: &'static str) -> Flag {
         Flag { name, value, list: true, doc }
     }
+
+    /// Words that stand without a flag, or behind `--`; `texts("")` has them.
+    pub const fn words(value: &'static str, doc: &'static str) -> Flag {
+        Flag { name: "", value, list: true, doc }
+    }
 }
 
 /// What was typed.
@@ -70,13 +75,18 @@ pub fn parse(flags: &'static [Flag], args: Vec<OsString>) -> Result<Asked, Strin
                 return Err(format!("there is no flag -{short}; flags are long, such as --help"));
             }
             Some(lexopt::Arg::Value(value)) => {
-                return Err(format!("{value:?} stands alone; did you mean a flag's value?"));
+                let Some(words) = flags.iter().find(|flag| flag.name.is_empty()) else {
+                    return Err(format!("{value:?} stands alone; did you mean a flag's value?"));
+                };
+                let word = value.into_string().map_err(|word| format!("{word:?} is not UTF-8"))?;
+                parsed.values.push((words.name, word));
+                continue;
             }
         };
         if name == "help" {
             return Ok(Asked::Help);
         }
-        let Some(flag) = flags.iter().find(|flag| flag.name == name) else {
+        let Some(flag) = flags.iter().find(|flag| flag.name == name && !name.is_empty()) else {
             return Err(unknown(&name, flags.iter().map(|flag| flag.name)));
         };
         if !flag.list && parsed.values.iter().any(|(given, _)| *given == flag.name) {
@@ -244,6 +254,15 @@ mod tests {
         let range = "--n-predict 5: not a number from 6 to 9";
         assert_eq!(parsed.number("n-predict", 6, 9), Err(range.to_owned()));
         assert_eq!(run(&["--json", "-h"]), Ok(Asked::Help));
+    }
+
+    #[test]
+    fn words_stand_alone_or_behind_a_dash() {
+        const WORDS: &[Flag] = &[Flag::words("FILE", "files"), Flag::switch("json", "as JSON")];
+        let args = ["a", "--json", "b", "--", "--json", "-x"].map(OsString::from).to_vec();
+        let Ok(Asked::Run(parsed)) = parse(WORDS, args) else { panic!() };
+        assert_eq!(parsed.texts(""), ["a", "b", "--json", "-x"]);
+        assert!(parsed.has("json"));
     }
 
     #[test]

@@ -3,6 +3,7 @@
 //! Exit codes: 0 done, 1 failed, 2 the command line is wrong. Results go to stdout, everything else
 //! to stderr.
 
+mod bench;
 mod client;
 mod flags;
 mod schedule;
@@ -38,36 +39,53 @@ pub enum Error {
 }
 
 /// A subcommand.
+#[derive(Clone, Copy)]
 struct Command {
     name: &'static str,
     summary: &'static str,
     /// Usage and examples, for people.
     help: &'static str,
     flags: &'static [Flag],
-    run: fn(&flags::Parsed) -> Result<(), Error>,
+    run: Run,
 }
 
-const COMMANDS: [Command; 3] = [
+/// What becomes of a subcommand.
+#[derive(Clone, Copy)]
+enum Run {
+    /// It is run with its flags.
+    With(fn(&flags::Parsed) -> Result<(), Error>),
+    /// Its next word says which of these.
+    Of(&'static [Command]),
+}
+
+const COMMANDS: &[Command] = &[
     Command {
         name: "serve",
         summary: "the gateway: binary protocol and OpenAI-style HTTP on one port",
         help: serve::HELP,
         flags: serve::FLAGS,
-        run: serve::run,
+        run: Run::With(serve::run),
     },
     Command {
         name: "client",
         summary: "talks to it: one prompt streamed to the terminal, or a stress run",
         help: client::HELP,
         flags: client::FLAGS,
-        run: client::run,
+        run: Run::With(client::run),
     },
     Command {
         name: "schedule",
         summary: "batch inference over ranks: threads, or processes under mpirun",
         help: schedule::HELP,
         flags: schedule::FLAGS,
-        run: schedule::run,
+        run: Run::With(schedule::run),
+    },
+    Command {
+        name: "bench",
+        summary: "measurements and experiments; cnse bench --help lists them",
+        help: bench::HELP,
+        flags: &[],
+        run: Run::Of(bench::COMMANDS),
     },
 ];
 
@@ -85,9 +103,12 @@ pub fn main() -> ExitCode {
         "--version" | "-V" => print(&version()),
         "help" => match rest.first().map(|name| name.to_string_lossy().into_owned()) {
             None => print(&overview()),
-            Some(name) => find(&name).and_then(|command| print(&help(command))),
+            Some(name) => find(COMMANDS, "", &name).and_then(|command| {
+                let words = rest[1..].iter().map(|word| word.to_string_lossy().into_owned());
+                run(command, command.name, words.map(OsString::from).chain(["--help".into()]))
+            }),
         },
-        name => find(name).and_then(|command| run(command, rest)),
+        name => find(COMMANDS, "", name).and_then(|command| run(command, name, rest)),
     };
     // Of the ranks that a launcher started, one says what is wrong with all of them.
     let is_first = !matches!(Launched::from_environment(), Ok(Some(Launched { rank: 1.., .. })));
@@ -108,23 +129,44 @@ pub fn main() -> ExitCode {
     }
 }
 
-fn find(name: &str) -> Result<&'static Command, Error> {
-    let known = COMMANDS.iter().find(|command| command.name == name);
+fn find(commands: &'static [Command], of: &str, name: &str) -> Result<&'static Command, Error> {
+    let known = commands.iter().find(|command| command.name == name);
     known.ok_or_else(|| {
-        let near = COMMANDS.iter().map(|c| (flags::distance(name, c.name), c.name)).min();
+        let near = commands.iter().map(|c| (flags::distance(name, c.name), c.name)).min();
         let hint = match near {
             Some((distance, near)) if distance <= 2 => format!("did you mean {near}?"),
-            _ => "cnse --help lists those that there are".to_owned(),
+            _ => format!("cnse {of}--help lists those that there are"),
         };
-        Error::Usage(format!("there is no command {name}; {hint}"))
+        Error::Usage(format!("there is no command {of}{name}; {hint}"))
     })
 }
 
-fn run(command: &Command, args: Vec<OsString>) -> Result<(), Error> {
-    let usage = |message| Error::Usage(format!("{message} (cnse {} --help)", command.name));
-    match flags::parse(command.flags, args).map_err(usage)? {
-        Asked::Help => print(&help(command)),
-        Asked::Run(parsed) => (command.run)(&parsed),
+/// Runs a command, whose whole name is `path`.
+fn run(
+    command: &'static Command,
+    path: &str,
+    args: impl IntoIterator<Item = OsString>,
+) -> Result<(), Error> {
+    let mut args = args.into_iter();
+    match command.run {
+        Run::With(run) => {
+            let usage = |message| Error::Usage(format!("{message} (cnse {path} --help)"));
+            match flags::parse(command.flags, args.collect()).map_err(usage)? {
+                Asked::Help => print(&help(command)),
+                Asked::Run(parsed) => run(&parsed),
+            }
+        }
+        Run::Of(commands) => match args.next().map(|word| word.to_string_lossy().into_owned()) {
+            None => {
+                eprint!("{}", help(command));
+                Err(Error::Exit(ExitCode::from(2)))
+            }
+            Some(word) if word == "--help" || word == "-h" => print(&help(command)),
+            Some(word) => {
+                let found = find(commands, &format!("{path} "), &word)?;
+                run(found, &format!("{path} {word}"), Box::new(args) as Box<dyn Iterator<Item = _>>)
+            }
+        },
     }
 }
 
@@ -163,7 +205,7 @@ fn overview() -> String {
     let mut text = "cnse: infrastructure for llama.cpp's llama-server on modest machines\n\n\
                     usage: cnse COMMAND [FLAGS]\n\ncommands:\n"
         .to_owned();
-    for command in &COMMANDS {
+    for command in COMMANDS {
         line(&mut text, &format!("  {:<8} {}", command.name, command.summary));
     }
     text.push_str(
@@ -179,11 +221,19 @@ fn overview() -> String {
 /// Usage and examples as written, then the flags from the table.
 fn help(command: &Command) -> String {
     let mut text = command.help.to_owned();
+    if let Run::Of(commands) = command.run {
+        text.push_str("\ncommands:\n");
+        for command in commands {
+            line(&mut text, &format!("  {:<11} {}", command.name, command.summary));
+        }
+        return text;
+    }
     text.push_str("\nflags:\n");
     for flag in command.flags {
-        let name = match flag.value {
-            "" => format!("--{}", flag.name),
-            value => format!("--{} {value}", flag.name),
+        let name = match (flag.name, flag.value) {
+            (name, "") => format!("--{name}"),
+            ("", value) => value.to_owned(),
+            (name, value) => format!("--{name} {value}"),
         };
         let mut lines = wrap(flag.doc, 64);
         // A long name has a line of its own.
@@ -226,16 +276,21 @@ mod tests {
 
     #[test]
     fn every_flag_is_documented_once() {
-        for command in &COMMANDS {
-            let text = help(command);
+        let mut commands = COMMANDS.to_vec();
+        while let Some(command) = commands.pop() {
+            let text = help(&command);
             assert!(text.contains("\nusage:") || text.starts_with("usage:"), "{}", command.name);
             assert!(text.contains("examples:"), "{}", command.name);
             for (i, flag) in command.flags.iter().enumerate() {
                 assert!(!flag.doc.is_empty() && !flag.name.contains('_'), "--{}", flag.name);
                 assert!(command.flags[..i].iter().all(|other| other.name != flag.name));
-                assert!(text.contains(&format!("  --{}", flag.name)));
+                let shown = if flag.name.is_empty() { flag.value } else { flag.name };
+                assert!(text.contains(&format!("  --{shown}")) || text.contains(shown));
             }
             assert!(text.lines().all(|line| line.len() <= 100), "{text}");
+            if let Run::Of(inner) = command.run {
+                commands.extend(inner);
+            }
         }
     }
 }

@@ -1,0 +1,23 @@
+//! `cnse bench`: measurements and experiments, one file for each.
+
+mod rerun;
+
+use super::{Command, Run};
+
+pub const HELP: &str = "\
+usage: cnse bench COMMAND [FLAGS]
+
+Measures from outside, as a client does. Every command prints one result for people, or with --json
+one object that compare, report and rerun read.
+
+examples:
+  cnse bench rerun result.json
+";
+
+pub const COMMANDS: &[Command] = &[Command {
+    name: "rerun",
+    summary: "runs what a saved result says, again",
+    help: rerun::HELP,
+    flags: rerun::FLAGS,
+    run: Run::With(rerun::run),
+}];

@@ -2,6 +2,8 @@
 
 mod binary;
 pub mod environment;
+#[cfg(feature = "cuda")]
+pub mod gpu;
 pub mod load;
 pub mod plan;
 pub mod processes;

@@ -6,6 +6,7 @@
 mod bench;
 mod client;
 mod flags;
+mod gpu;
 mod schedule;
 mod serve;
 
@@ -86,6 +87,13 @@ const COMMANDS: &[Command] = &[
         help: bench::HELP,
         flags: &[],
         run: Run::Of(bench::COMMANDS),
+    },
+    Command {
+        name: "gpu",
+        summary: "what the GPU layer found, and a self-test",
+        help: gpu::HELP,
+        flags: gpu::FLAGS,
+        run: Run::With(gpu::run),
     },
 ];
 

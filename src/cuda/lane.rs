@@ -8,6 +8,7 @@ use std::sync::Arc;
 use super::Error;
 use super::driver::{Gpu, check};
 use super::memory::{DevicePool, DeviceVec, PinnedArena, PinnedVec, Plain, Usage};
+use super::meter::Work;
 use super::stream::Stream;
 use super::symbols;
 
@@ -115,7 +116,7 @@ impl Lane {
     pub fn synchronize(&self) -> Result<(), Error> {
         self.stream.synchronize()?;
         self.pinned.wake();
-        Ok(())
+        self.stream.meter().settle()
     }
 
     /// Copies to the card through pinned memory, in the stream's order, and does not wait.
@@ -155,6 +156,57 @@ impl Lane {
         // SAFETY: both have that many bytes; `from` is consumed, and its block rests until the
         // stream was waited for; `to` is used in this stream only, so after the copy.
         unsafe { self.copy_in(to.at_mut(), from.as_ptr().cast(), size_of_val(&*from)) }
+    }
+
+    /// Copies from any memory of the host, and waits. Where it is not pinned, the driver does what
+    /// `upload` does, and slower.
+    ///
+    /// # Errors
+    /// What the driver says.
+    ///
+    /// # Panics
+    /// Where `to` is shorter.
+    pub fn upload_and_wait<T: Plain>(
+        &self,
+        from: &[T],
+        to: &mut DeviceVec<T>,
+    ) -> Result<(), Error> {
+        assert!(from.len() <= to.len(), "{} elements into {}", from.len(), to.len());
+        // SAFETY: both have that many bytes, and the driver has read `from` when it returns.
+        unsafe { self.copy_in(to.at_mut(), from.as_ptr().cast(), size_of_val(from))? };
+        self.synchronize()
+    }
+
+    /// Copies to any memory of the host, and waits.
+    ///
+    /// # Errors
+    /// What the driver says.
+    ///
+    /// # Panics
+    /// Where `to` is shorter.
+    pub fn download_to<T: Plain>(&self, from: &DeviceVec<T>, to: &mut [T]) -> Result<(), Error> {
+        assert!(from.len() <= to.len(), "{} elements into {}", from.len(), to.len());
+        // SAFETY: both have that many bytes, and `to` is borrowed until the stream was waited for.
+        unsafe { self.copy_out(to.as_mut_ptr().cast(), from.at(), from.bytes())? };
+        self.synchronize()
+    }
+
+    /// Begins to copy to the card from pinned memory, which comes back when it is done.
+    ///
+    /// # Errors
+    /// What the driver says.
+    ///
+    /// # Panics
+    /// Where `to` is shorter.
+    pub fn begin_upload<T: Plain>(
+        &self,
+        from: PinnedVec<T>,
+        to: &mut DeviceVec<T>,
+    ) -> Result<Landing<'_, T>, Error> {
+        assert!(from.len() <= to.len(), "{} elements into {}", from.len(), to.len());
+        // SAFETY: as `send`; the landing lets nobody write `from` before the stream was waited for.
+        unsafe { self.copy_in(to.at_mut(), from.as_ptr().cast(), size_of_val(&*from))? };
+        Ok(Landing { lane: self, to: from })
     }
 
     /// Begins to copy from the card into pinned memory, in the stream's order.
@@ -197,11 +249,13 @@ impl Lane {
     /// Where the lengths differ.
     pub fn copy<T: Plain>(&self, from: &DeviceVec<T>, to: &mut DeviceVec<T>) -> Result<(), Error> {
         assert_eq!(from.len(), to.len());
-        // SAFETY: both have that many bytes and are used in this stream only.
-        let code = unsafe {
-            symbols::cuMemcpyDtoDAsync_v2(to.at_mut(), from.at(), to.bytes(), self.stream.raw())
-        };
-        check("cuMemcpyDtoDAsync", code)
+        self.stream.meter().around(&self.stream, Work::Kernel, || {
+            // SAFETY: both have that many bytes and are used in this stream only.
+            let code = unsafe {
+                symbols::cuMemcpyDtoDAsync_v2(to.at_mut(), from.at(), to.bytes(), self.stream.raw())
+            };
+            check("cuMemcpyDtoDAsync", code)
+        })
     }
 
     /// Adds a copy from the host.
@@ -213,12 +267,14 @@ impl Lane {
     /// # Errors
     /// What the driver says.
     pub unsafe fn copy_in(&self, to: u64, from: *const u8, bytes: usize) -> Result<(), Error> {
-        // SAFETY: the caller's word.
-        let code = unsafe {
-            let from = from.cast::<c_void>();
-            symbols::cuMemcpyHtoDAsync_v2(to, from, bytes, self.stream.raw())
-        };
-        check("cuMemcpyHtoDAsync", code)
+        self.stream.meter().around(&self.stream, Work::Transfer, || {
+            // SAFETY: the caller's word.
+            let code = unsafe {
+                let from = from.cast::<c_void>();
+                symbols::cuMemcpyHtoDAsync_v2(to, from, bytes, self.stream.raw())
+            };
+            check("cuMemcpyHtoDAsync", code)
+        })
     }
 
     /// Adds a copy to the host.
@@ -230,16 +286,18 @@ impl Lane {
     /// # Errors
     /// What the driver says.
     pub unsafe fn copy_out(&self, to: *mut u8, from: u64, bytes: usize) -> Result<(), Error> {
-        // SAFETY: the caller's word.
-        let code = unsafe {
-            let to = to.cast::<c_void>();
-            symbols::cuMemcpyDtoHAsync_v2(to, from, bytes, self.stream.raw())
-        };
-        check("cuMemcpyDtoHAsync", code)
+        self.stream.meter().around(&self.stream, Work::Transfer, || {
+            // SAFETY: the caller's word.
+            let code = unsafe {
+                let to = to.cast::<c_void>();
+                symbols::cuMemcpyDtoHAsync_v2(to, from, bytes, self.stream.raw())
+            };
+            check("cuMemcpyDtoHAsync", code)
+        })
     }
 }
 
-/// A copy to the host that is under way.
+/// A copy from or to pinned memory that is under way.
 #[derive(Debug)]
 pub struct Landing<'a, T: Plain> {
     lane: &'a Lane,

@@ -7,7 +7,7 @@
 //! The memory is the driver's as long as the pool or a block of it lives; `cuMemFree` waits for the
 //! whole device, so slabs are given back only when nothing else fits, and at the end.
 
-use std::cell::{Cell, RefCell};
+use std::cell::RefCell;
 use std::ffi::c_void;
 use std::fmt;
 use std::marker::PhantomData;
@@ -84,6 +84,8 @@ impl State {
 pub struct DevicePool {
     gpu: Arc<Gpu>,
     state: RefCell<State>,
+    /// What the slabs are made of.
+    memory: RefCell<Vec<(u32, Unpooled)>>,
     slab_bytes: usize,
 }
 
@@ -99,7 +101,12 @@ impl DevicePool {
     /// # Errors
     /// `OutOfMemory`, or what the driver says.
     pub fn open(gpu: &Arc<Gpu>, slab_bytes: usize) -> Result<Rc<DevicePool>, Error> {
-        let pool = DevicePool { gpu: gpu.clone(), state: RefCell::default(), slab_bytes };
+        let pool = DevicePool {
+            gpu: gpu.clone(),
+            state: RefCell::default(),
+            memory: RefCell::default(),
+            slab_bytes,
+        };
         pool.grow(slab_bytes)?;
         Ok(Rc::new(pool))
     }
@@ -147,23 +154,11 @@ impl DevicePool {
     }
 
     fn grow(&self, bytes: usize) -> Result<(), Error> {
-        self.gpu.reserve(bytes)?;
-        let mut at = 0;
-        // SAFETY: a place that outlives the call.
-        let code = unsafe { symbols::cuMemAlloc_v2(&raw mut at, bytes) };
-        self.gpu.count_allocation();
-        if code != 0 {
-            self.gpu.release(bytes);
-            if code == OUT_OF_MEMORY {
-                let (held, budget) = (self.gpu.held(), self.gpu.budget());
-                let free = self.gpu.memory().map_or(0, |(free, _)| free);
-                return Err(Error::OutOfMemory { asked: bytes, held, budget, free });
-            }
-            return check("cuMemAlloc", code);
-        }
+        let slab = Unpooled::open(&self.gpu, bytes)?;
         let mut state = self.state.borrow_mut();
         let index = state.slabs.add(bytes);
-        state.place(index, at, bytes);
+        state.place(index, slab.at, bytes);
+        self.memory.borrow_mut().push((index, slab));
         Ok(())
     }
 
@@ -172,18 +167,11 @@ impl DevicePool {
         let mut state = self.state.borrow_mut();
         let idle = state.slabs.remove_idle();
         for index in &idle {
-            let (at, bytes) = std::mem::take(&mut state.places[*index as usize]);
+            let (_, bytes) = std::mem::take(&mut state.places[*index as usize]);
             state.held -= bytes;
-            self.free(at, bytes);
         }
+        self.memory.borrow_mut().retain(|(index, _)| !idle.contains(index));
         !idle.is_empty()
-    }
-
-    fn free(&self, at: u64, bytes: usize) {
-        // SAFETY: allocated once, freed once; no block of it is in use, and the driver waits for
-        // work on it that is not done.
-        unsafe { symbols::cuMemFree_v2(at) };
-        self.gpu.release(bytes);
     }
 
     /// What it holds.
@@ -195,10 +183,48 @@ impl DevicePool {
 impl Drop for DevicePool {
     fn drop(&mut self) {
         let _ = self.gpu.make_current();
-        let places = std::mem::take(&mut self.state.borrow_mut().places);
-        for (at, bytes) in places.into_iter().filter(|(_, bytes)| *bytes > 0) {
-            self.free(at, bytes);
+        self.memory.borrow_mut().clear();
+    }
+}
+
+/// Memory of the card that was asked of the driver alone, by `cuMemAlloc`, and goes back by
+/// `cuMemFree`: what a pool saves is measured with it.
+#[derive(Debug)]
+pub struct Unpooled {
+    at: u64,
+    bytes: usize,
+    gpu: Arc<Gpu>,
+}
+
+impl Unpooled {
+    /// So many bytes.
+    ///
+    /// # Errors
+    /// `OutOfMemory`, or what the driver says.
+    pub fn open(gpu: &Arc<Gpu>, bytes: usize) -> Result<Unpooled, Error> {
+        gpu.reserve(bytes)?;
+        let mut at = 0;
+        // SAFETY: a place that outlives the call.
+        let code = unsafe { symbols::cuMemAlloc_v2(&raw mut at, bytes) };
+        gpu.count_allocation();
+        if code != 0 {
+            gpu.release(bytes);
+            if code == OUT_OF_MEMORY {
+                let (held, budget) = (gpu.held(), gpu.budget());
+                let free = gpu.memory().map_or(0, |(free, _)| free);
+                return Err(Error::OutOfMemory { asked: bytes, held, budget, free });
+            }
+            check("cuMemAlloc", code)?;
         }
+        Ok(Unpooled { at, bytes, gpu: gpu.clone() })
+    }
+}
+
+impl Drop for Unpooled {
+    fn drop(&mut self) {
+        // SAFETY: allocated once, freed once; the driver waits for work on it that is not done.
+        unsafe { symbols::cuMemFree_v2(self.at) };
+        self.gpu.release(self.bytes);
     }
 }
 
@@ -257,8 +283,6 @@ pub struct PinnedArena {
     resting: RefCell<Vec<Block>>,
     bytes_max: usize,
     slab_bytes: usize,
-    /// Times that memory was asked of the driver.
-    grown: Cell<u64>,
 }
 
 impl fmt::Debug for PinnedArena {
@@ -284,7 +308,6 @@ impl PinnedArena {
             resting: RefCell::default(),
             bytes_max,
             slab_bytes,
-            grown: Cell::new(0),
         };
         arena.grow(slab_bytes)?;
         Ok(Rc::new(arena))
@@ -314,7 +337,6 @@ impl PinnedArena {
         // SAFETY: a place that outlives the call.
         let code = unsafe { symbols::cuMemHostAlloc(&raw mut at, bytes, PORTABLE_AND_MAPPED) };
         self.gpu.count_allocation();
-        self.grown.set(self.grown.get() + 1);
         if code == OUT_OF_MEMORY {
             return Err(refused);
         }

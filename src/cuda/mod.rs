@@ -44,6 +44,8 @@ pub mod lane;
 #[allow(unsafe_code)]
 pub mod memory;
 #[cfg(feature = "cuda")]
+pub mod meter;
+#[cfg(feature = "cuda")]
 pub mod slab;
 mod start;
 #[cfg(feature = "cuda")]
@@ -52,6 +54,9 @@ pub mod stream;
 #[cfg(feature = "cuda")]
 #[allow(unsafe_code)]
 pub mod symbols;
+#[cfg(feature = "cuda")]
+#[allow(unsafe_code)]
+mod timing;
 
 pub use error::Error;
 pub use start::{Choice, Starting, start};
@@ -61,6 +66,7 @@ pub use self::{
     driver::{Facts, Function, Gpu, devices},
     lane::{Landing, Lane, LaneBounds},
     memory::{DeviceVec, PinnedVec, Plain, Usage},
+    meter::Busy,
     stream::{Arguments, Event, Graph, Grid, Stream},
 };
 
@@ -96,4 +102,5 @@ pub const COMPILED: &str = env!("CNSE_CUDA_COMPILED");
 
 /// Loaded when a card is opened, so that no request waits for the driver's compiler.
 #[cfg(feature = "cuda")]
-pub static FAMILIES: &[&Family] = &[&kernels::dequant::DEQUANT, &kernels::embedding::EMBEDDING];
+pub static FAMILIES: &[&Family] =
+    &[&kernels::dequant::DEQUANT, &kernels::embedding::EMBEDDING, &kernels::probe::PROBE];

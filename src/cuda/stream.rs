@@ -13,6 +13,7 @@ use cust::sys;
 use super::Error;
 use super::driver::{Function, Gpu, check, fault};
 use super::memory::Plain;
+use super::meter::{Meter, Work};
 use super::symbols;
 
 /// Arguments of a kernel at most, and bytes of each: ours have fewer, and pass pointers.
@@ -86,6 +87,7 @@ impl Arguments {
 pub struct Stream {
     raw: sys::CUstream,
     gpu: Arc<Gpu>,
+    meter: Meter,
 }
 
 impl fmt::Debug for Stream {
@@ -107,12 +109,17 @@ impl Stream {
         // SAFETY: a place that outlives the call.
         let code = unsafe { symbols::cuStreamCreateWithPriority(&raw mut raw, NON_BLOCKING, 0) };
         check("cuStreamCreateWithPriority", code)?;
-        Ok(Stream { raw, gpu: gpu.clone() })
+        Ok(Stream { raw, gpu: gpu.clone(), meter: Meter::default() })
     }
 
     /// The device.
     pub fn gpu(&self) -> &Arc<Gpu> {
         &self.gpu
+    }
+
+    /// Its meter.
+    pub fn meter(&self) -> &Meter {
+        &self.meter
     }
 
     pub(super) fn raw(&self) -> sys::CUstream {
@@ -138,24 +145,26 @@ impl Stream {
             *place = (&raw const *slot).cast_mut().cast::<c_void>();
         }
         let ([x, y, z], [tx, ty, tz]) = (grid.blocks, grid.threads);
-        // SAFETY: a live function and stream; a place for each argument, which the driver copies
-        // before it returns; for the rest the caller's word.
-        let code = unsafe {
-            symbols::cuLaunchKernel(
-                function.raw,
-                x,
-                y,
-                z,
-                tx,
-                ty,
-                tz,
-                grid.shared_bytes,
-                self.raw,
-                places.as_mut_ptr(),
-                ptr::null_mut(),
-            )
-        };
-        check("cuLaunchKernel", code)
+        self.meter.around(self, Work::Kernel, || {
+            // SAFETY: a live function and stream; a place for each argument, which the driver copies
+            // before it returns; for the rest the caller's word.
+            let code = unsafe {
+                symbols::cuLaunchKernel(
+                    function.raw,
+                    x,
+                    y,
+                    z,
+                    tx,
+                    ty,
+                    tz,
+                    grid.shared_bytes,
+                    self.raw,
+                    places.as_mut_ptr(),
+                    ptr::null_mut(),
+                )
+            };
+            check("cuLaunchKernel", code)
+        })
     }
 
     /// Waits for all that was added.
@@ -224,8 +233,10 @@ impl Stream {
     /// # Errors
     /// What the driver says.
     pub unsafe fn replay(&self, graph: &Graph) -> Result<(), Error> {
-        // SAFETY: a live graph and stream; for the rest the caller's word.
-        check("cuGraphLaunch", unsafe { symbols::cuGraphLaunch(graph.raw, self.raw) })
+        self.meter.around(self, Work::Kernel, || {
+            // SAFETY: a live graph and stream; for the rest the caller's word.
+            check("cuGraphLaunch", unsafe { symbols::cuGraphLaunch(graph.raw, self.raw) })
+        })
     }
 }
 

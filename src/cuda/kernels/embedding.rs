@@ -37,6 +37,15 @@ pub struct Embeddings {
     multiprocessors: u32,
 }
 
+/// Sequences of tokens, as `pool` takes them.
+#[derive(Debug)]
+pub struct Pooling {
+    starts: DeviceVec<u32>,
+    tokens: usize,
+    sequences: usize,
+    dims: usize,
+}
+
 /// Where normalisation reports a row whose squares sum to no number: the first, else `u32::MAX`.
 #[derive(Debug)]
 pub struct Fault(DeviceVec<u32>);
@@ -108,37 +117,51 @@ impl Embeddings {
         dims: usize,
         out: &mut DeviceVec<f32>,
     ) -> Result<(), Error> {
+        let pooling = self.pooling(lane, lengths, dims)?;
+        self.pool(lane, &pooling, tokens, out)
+    }
+
+    /// Where sequences of these lengths begin, for `pool`.
+    ///
+    /// # Errors
+    /// `OutOfMemory`, or what the driver says.
+    pub fn pooling(&self, lane: &Lane, lengths: &[u32], dims: usize) -> Result<Pooling, Error> {
         let mut starts = vec![0u32];
         for length in lengths {
             let end = starts[starts.len() - 1].checked_add(*length);
             starts.push(end.expect("tokens are counted in 32 bits"));
         }
-        let starts = lane.upload(&starts)?;
-        self.mean_pool_from(lane, tokens, (&starts, lengths), dims, out)
+        let tokens = starts[starts.len() - 1] as usize;
+        Ok(Pooling { starts: lane.upload(&starts)?, tokens, sequences: lengths.len(), dims })
     }
 
-    /// The same, where the beginnings of the sequences are on the card already.
-    fn mean_pool_from(
+    /// `mean_pool` of sequences whose lengths are on the card already. Does not wait.
+    ///
+    /// # Errors
+    /// What the driver says.
+    ///
+    /// # Panics
+    /// The shapes do not fit.
+    pub fn pool(
         &self,
         lane: &Lane,
+        pooling: &Pooling,
         tokens: &DeviceVec<f32>,
-        (starts, lengths): (&DeviceVec<u32>, &[u32]),
-        dims: usize,
         out: &mut DeviceVec<f32>,
     ) -> Result<(), Error> {
-        let count: usize = lengths.iter().map(|&length| length as usize).sum();
-        assert_eq!(tokens.len(), count * dims, "tokens are [sum of lengths, dims]");
-        assert_eq!(out.len(), lengths.len() * dims, "out is [sequences, dims]");
+        let dims = pooling.dims;
+        assert_eq!(tokens.len(), pooling.tokens * dims, "tokens are [sum of lengths, dims]");
+        assert_eq!(out.len(), pooling.sequences * dims, "out is [sequences, dims]");
         if out.is_empty() {
             return Ok(());
         }
         let is_fours = dims.is_multiple_of(4);
         let width = u32::try_from(if is_fours { dims / 4 } else { dims }).expect("rows are short");
         let tiles = width.div_ceil(32);
-        let sequences = u32::try_from(lengths.len()).expect("sequences are counted in 32 bits");
+        let sequences = u32::try_from(pooling.sequences).expect("sequences are few");
         let grid = Grid::line(sequences.checked_mul(tiles).expect("a grid has 31 bits"), THREADS);
-        let arguments = Arguments::new().with(tokens.at()).with(starts.at()).with(out.at_mut());
-        let arguments = arguments.with(width).with(tiles);
+        let arguments = Arguments::new().with(tokens.at()).with(pooling.starts.at());
+        let arguments = arguments.with(out.at_mut()).with(width).with(tiles);
         // SAFETY: pointers and counts as the kernel has them; the shapes were checked, the
         // beginnings are the sums of the lengths, and rows of four-fold width lie at multiples of
         // 16 bytes. All is of this lane.
@@ -195,7 +218,7 @@ impl Embeddings {
         let arguments =
             arguments.with(number(out_row)).with(u32::from(normalize)).with(fault.at_mut());
         let function = &self.shape[kind][length];
-        // SAFETY: as `mean_pool_from`.
+        // SAFETY: as `pool`.
         unsafe { lane.stream().launch(function, Grid::line(blocks, THREADS), &arguments) }
     }
 }

@@ -5,6 +5,8 @@ pub mod dequant;
 #[allow(unsafe_code)]
 pub mod embedding;
 #[allow(unsafe_code)]
+pub mod probe;
+#[allow(unsafe_code)]
 pub mod search;
 
 /// Blocks of 256 threads that keep a card busy, where a kernel strides over the rest.

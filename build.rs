@@ -3,7 +3,8 @@
 //! One PTX serves Maxwell to Hopper: nvcc 13 compiles to compute_75 at least, and writes a header
 //! that only drivers of its own release take. The kernels use nothing that PTX 6.4 and sm_50 lack
 //! (`scripts/test.sh` has ptxas of CUDA 12.8 assemble them for each architecture), so the header is
-//! written anew and says just that. `CNSE_CUDA_ARCH`, such as `90`, compiles for one architecture
+//! written anew and says just that. A source that needs more says so in its first line
+//! (`// target: sm_61`), and is loaded where the card has it. `CNSE_CUDA_ARCH`, such as `90`, compiles for one architecture
 //! and newer, and leaves the header as it is.
 
 use std::path::{Path, PathBuf};
@@ -63,7 +64,7 @@ fn main() {
         let ptx = out.join(source.file_stem().expect("it has a name")).with_extension("ptx");
         compile(&nvcc, &source, &ptx, arch);
         if asked.is_none() {
-            rewrite(&ptx);
+            rewrite(&source, &ptx);
         }
     }
     let target =
@@ -118,11 +119,15 @@ fn compile(nvcc: &Path, source: &Path, ptx: &Path, arch: u32) {
 }
 
 /// Has the header say the oldest that the kernels need.
-fn rewrite(ptx: &Path) {
+fn rewrite(source: &Path, ptx: &Path) {
+    let text = fs::read_to_string(source)
+        .unwrap_or_else(|error| fail(&format!("reading {}: {error}", source.display())));
+    let target = text.lines().next().and_then(|line| line.strip_prefix("// target: "));
+    let target = target.unwrap_or(HEADER.1);
     let text = fs::read_to_string(ptx)
         .unwrap_or_else(|error| fail(&format!("reading {}: {error}", ptx.display())));
     let mut lines: Vec<String> = text.lines().map(str::to_owned).collect();
-    for (word, value) in [(".version ", HEADER.0), (".target ", HEADER.1)] {
+    for (word, value) in [(".version ", HEADER.0), (".target ", target)] {
         let line = lines.iter_mut().find(|line| line.starts_with(word));
         let line = line.unwrap_or_else(|| fail(&format!("nvcc wrote no line {word}")));
         *line = format!("{word}{value}");

@@ -112,7 +112,7 @@ impl fmt::Debug for Gpu {
 }
 
 impl Gpu {
-    /// Opens a device and loads these families. Takes about 0.3 s, and more where the driver must
+    /// Opens a device and loads these families, as far as it can run them. Takes about 0.3 s, and more where the driver must
     /// compile first.
     ///
     /// # Errors
@@ -136,7 +136,7 @@ impl Gpu {
             context,
         };
         gpu.make_current()?;
-        for family in families {
+        for family in families.iter().filter(|family| gpu.facts.capability >= family.least) {
             gpu.module(family)?;
         }
         gpu.facts.loaded = begun.elapsed() - gpu.facts.opened;

@@ -82,16 +82,22 @@ pub struct Family {
     pub name: &'static str,
     /// What nvcc made of it.
     pub ptx: &'static str,
+    /// The least compute capability that it needs.
+    pub least: (u32, u32),
 }
 
-/// The family of `cuda/NAME.cu`.
+/// The family of `cuda/NAME.cu`, and the compute capability of its `// target:` line, if it has one.
 #[cfg(feature = "cuda")]
 #[macro_export]
 macro_rules! family {
     ($name:literal) => {
+        $crate::family!($name, (5, 0))
+    };
+    ($name:literal, $least:expr) => {
         $crate::cuda::Family {
             name: $name,
             ptx: include_str!(concat!(env!("OUT_DIR"), "/", $name, ".ptx")),
+            least: $least,
         }
     };
 }

@@ -1,4 +1,4 @@
-//! The nearest rows of a corpus that need not fit on the card: `cuda/embedding.cu`. Scores are those
+//! The nearest rows of a corpus that need not fit on the card: `cuda/search.cu`. Scores are those
 //! of `post::embedding::search`, to the bit, and so is the order.
 //!
 //! ```text
@@ -13,10 +13,16 @@
 
 use std::sync::Arc;
 
-use super::embedding::{EMBEDDING, Fault};
+use super::embedding::Fault;
 use crate::cuda::{
-    Arguments, DeviceVec, Error, Event, Function, Gpu, Grid, Lane, LaneBounds, PinnedVec, Plain,
+    Arguments, DeviceVec, Error, Event, Family, Function, Gpu, Grid, Lane, LaneBounds, PinnedVec,
+    Plain,
 };
+
+/// The kernels of `cuda/search.cu`.
+pub static SEARCH: Family = crate::family!("search");
+/// Those of `cuda/search_int8.cu`.
+pub static SEARCH_INT8: Family = crate::family!("search_int8", (6, 1));
 
 const THREADS: u32 = 256;
 const SELECT_THREADS: u32 = 512;
@@ -129,11 +135,13 @@ impl<'a> Search<'a> {
         });
         let room = (KEY_BYTES_MAX / 8 / count).clamp(FIRST_ROWS as usize, PART_ROWS_MAX as usize);
         let (name, tile) = kernel(kind, row_bytes, count);
+        let is_newer = lane.gpu().facts().capability >= SEARCH_INT8.least;
+        let family = if kind == Kind::Int8 && is_newer { &SEARCH_INT8 } else { &SEARCH };
         let best = count * k as usize;
         let mut search = Search {
             lane,
-            score: lane.gpu().function(&EMBEDDING, name)?,
-            select: lane.gpu().function(&EMBEDDING, "keep_nearest")?,
+            score: lane.gpu().function(family, name)?,
+            select: lane.gpu().function(&SEARCH, "keep_nearest")?,
             kind,
             dims,
             k,

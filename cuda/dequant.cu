@@ -1,14 +1,17 @@
 // Weights as GGUF files have them: Q8_0 and Q4_K to floats, and times a vector. The formats, and the order of each
 // sum, stand in src/post/quant.rs, whose bits these kernels give.
 //
-// Nibbles and bytes become floats without a conversion: put into the mantissa of 2^(23 - s) at bit s, an integer
-// is added to that number exactly, and taken off again exactly.
+// Nibbles and bytes become floats without a conversion: a byte put into the mantissa of 32768 is added to it exactly,
+// and 32768 is taken off again exactly.
 //
 //   dequant_q8_0, dequant_q4_k   grid: any number of blocks of 256 threads; a stride covers the rest
-//   matvec_q8_0, matvec_q4_k     grid: ceil(rows / ROWS_OF_BLOCK) blocks of 256 threads; a warp has two rows
+//   matvec_q8_0, matvec_q4_k     grid: ceil(rows / 32) blocks of 256 threads; a warp has four rows
+//
+// A block holds TILE values of the vector in shared memory: all its rows meet them before the next.
 
 #define WARPS 8
-#define ROWS 2
+#define ROWS 4
+#define TILE 4096
 
 __device__ __forceinline__ float half_at(const unsigned char *at) {
     float value;
@@ -48,26 +51,17 @@ __device__ __forceinline__ void times_bytes(float d, unsigned word, float out[4]
     out[3] = __fmaf_rn(d, __uint_as_float(__byte_perm(word, 0x47000000u, 0x7634)), offset);
 }
 
-// The nibble at bit S as a float.
-template <int S> __device__ __forceinline__ float nibble(unsigned word) {
-    const unsigned power = (127u + 23u - S) << 23;
-    return __uint_as_float((word & 0xfu << S) | power) - __uint_as_float(power);
+// Four bytes below 16 as floats: byte b at bits 8 to 15 makes 32768 + b.
+__device__ __forceinline__ void small_bytes(unsigned word, float out[4]) {
+    out[0] = __uint_as_float(__byte_perm(word, 0x47000000u, 0x7604)) - 32768.0f;
+    out[1] = __uint_as_float(__byte_perm(word, 0x47000000u, 0x7614)) - 32768.0f;
+    out[2] = __uint_as_float(__byte_perm(word, 0x47000000u, 0x7624)) - 32768.0f;
+    out[3] = __uint_as_float(__byte_perm(word, 0x47000000u, 0x7634)) - 32768.0f;
 }
 
 // The low nibbles of a word's bytes, and the high ones.
-__device__ __forceinline__ void low_nibbles(unsigned word, float out[4]) {
-    out[0] = nibble<0>(word);
-    out[1] = nibble<8>(word);
-    out[2] = nibble<16>(word);
-    out[3] = nibble<8>(word >> 16);
-}
-
-__device__ __forceinline__ void high_nibbles(unsigned word, float out[4]) {
-    out[0] = nibble<4>(word);
-    out[1] = nibble<12>(word);
-    out[2] = nibble<4>(word >> 16);
-    out[3] = nibble<12>(word >> 16);
-}
+__device__ __forceinline__ void low_nibbles(unsigned word, float out[4]) { small_bytes(word & 0x0f0f0f0fu, out); }
+__device__ __forceinline__ void high_nibbles(unsigned word, float out[4]) { small_bytes(word >> 4 & 0x0f0f0f0fu, out); }
 
 // Scale and minimum of sub-block j, from a block's first 16 bytes: d, m and the 12 bytes of packed sixes.
 __device__ __forceinline__ float2 factors(uint4 head, unsigned j) {
@@ -163,98 +157,114 @@ __device__ __forceinline__ float tree(float sums[4]) {
     return (sums[0] + sums[2]) + (sums[1] + sums[3]);
 }
 
+__device__ __forceinline__ void load_tile(float4 *tile, const float4 *x, unsigned first, unsigned count) {
+    __syncthreads();
+    for (unsigned i = threadIdx.x; i < count / 4; i += 256) tile[i] = __ldg(&x[first / 4 + i]);
+    __syncthreads();
+}
+
+// The rows of a warp; past the last row it is that row again, whose sum is not written.
+template <typename T>
+__device__ __forceinline__ void rows_of_warp(const T *matrix, unsigned rows, size_t of_row, const T *at[ROWS]) {
+    unsigned row = (blockIdx.x * WARPS + (threadIdx.x >> 5)) * ROWS;
+#pragma unroll
+    for (int r = 0; r < ROWS; r++) at[r] = matrix + min(row + r, rows - 1) * of_row;
+}
+
+__device__ __forceinline__ void write_sums(float sums[ROWS][4], float *out, unsigned rows) {
+    unsigned row = (blockIdx.x * WARPS + (threadIdx.x >> 5)) * ROWS;
+#pragma unroll
+    for (int r = 0; r < ROWS; r++) {
+        float sum = tree(sums[r]);
+        if ((threadIdx.x & 31) == 0 && row + r < rows) out[row + r] = sum;
+    }
+}
+
 // 8 threads have a block, a warp four blocks at once.
 extern "C" __global__ void __launch_bounds__(256)
 matvec_q8_0(const unsigned char *__restrict__ matrix, const float4 *__restrict__ x, float *__restrict__ out,
             unsigned rows, unsigned blocks) {
+    __shared__ float4 tile[TILE / 4];
     unsigned lane = threadIdx.x & 31, g = lane & 7;
-    unsigned row = (blockIdx.x * WARPS + (threadIdx.x >> 5)) * ROWS;
-    if (row >= rows) return;
     const unsigned char *at[ROWS];
-    float sums[ROWS][4];
+    float sums[ROWS][4] = {};
+    rows_of_warp(matrix, rows, (size_t)blocks * 34, at);
+    // Each lane's next factor and next four bytes.
+    const unsigned char *head[ROWS], *bytes[ROWS];
 #pragma unroll
     for (int r = 0; r < ROWS; r++) {
-        // The last warp of an odd count has one row twice.
-        unsigned of = row + r < rows ? row + r : row;
-        at[r] = matrix + (unsigned long long)of * blocks * 34;
-#pragma unroll
-        for (int c = 0; c < 4; c++) sums[r][c] = 0.0f;
+        head[r] = at[r] + (lane >> 3) * 34;
+        bytes[r] = head[r] + 2 + 4 * g;
     }
+    for (unsigned first = 0; first < blocks; first += TILE / 32) {
+        unsigned count = min(blocks - first, TILE / 32);
+        load_tile(tile, x, first * 32, count * 32);
 #pragma unroll 4
-    for (unsigned b = lane >> 3; b < blocks; b += 4) {
-        float4 v = __ldg(&x[b * 8 + g]);
+        for (unsigned b = lane >> 3; b < count; b += 4) {
+            float4 v = tile[b * 8 + g];
 #pragma unroll
-        for (int r = 0; r < ROWS; r++) {
-            const unsigned char *block = at[r] + (unsigned long long)b * 34;
-            float value[4];
-            times_bytes(half_at(block), word_at(block + 2 + 4 * g), value);
-            add_products(sums[r], value, v);
+            for (int r = 0; r < ROWS; r++) {
+                float value[4];
+                times_bytes(half_at(head[r]), word_at(bytes[r]), value);
+                add_products(sums[r], value, v);
+                head[r] += 4 * 34;
+                bytes[r] += 4 * 34;
+            }
         }
     }
-#pragma unroll
-    for (int r = 0; r < ROWS; r++) {
-        float sum = tree(sums[r]);
-        if (lane == 0 && row + r < rows) out[row + r] = sum;
-    }
+    write_sums(sums, out, rows);
 }
 
-extern "C" __global__ void __launch_bounds__(256)
+extern "C" __global__ void __launch_bounds__(256, 4)
 matvec_q4_k(const uint4 *__restrict__ matrix, const float4 *__restrict__ x, float *__restrict__ out,
             unsigned rows, unsigned blocks) {
+    __shared__ float4 tile[TILE / 4];
     __shared__ __align__(16) float2 shared[WARPS][ROWS][32];
     unsigned lane = threadIdx.x & 31, g = lane & 7, quarter = lane >> 3, warp = threadIdx.x >> 5;
-    unsigned row = (blockIdx.x * WARPS + warp) * ROWS;
-    if (row >= rows) return;
     const uint4 *at[ROWS];
-    float sums[ROWS][4];
+    float sums[ROWS][4] = {};
+    rows_of_warp(matrix, rows, (size_t)blocks * 9, at);
+    for (unsigned start = 0; start < blocks; start += TILE / 256) {
+        unsigned count = min(blocks - start, TILE / 256);
+        load_tile(tile, x, start * 256, count * 256);
+        // All lanes go round together, those without a block too: they meet at each __syncwarp.
+        for (unsigned four = 0; four < count; four += 4) {
+            unsigned b = four + quarter;
+            bool is_there = b < count;
+            unsigned word[ROWS][4];
 #pragma unroll
-    for (int r = 0; r < ROWS; r++) {
-        unsigned of = row + r < rows ? row + r : row;
-        at[r] = matrix + (unsigned long long)of * blocks * 9;
+            for (int r = 0; r < ROWS; r++) {
+                uint4 head = make_uint4(0, 0, 0, 0);
+                if (is_there) {
+                    const uint4 *block = at[r] + (size_t)(start + b) * 9;
+                    head = __ldg(block);
 #pragma unroll
-        for (int c = 0; c < 4; c++) sums[r][c] = 0.0f;
-    }
-    // All lanes go round together, those without a block too: they meet at each __syncwarp.
-    for (unsigned first = 0; first < blocks; first += 4) {
-        unsigned b = first + quarter;
-        bool is_there = b < blocks;
-        unsigned word[ROWS][4];
-#pragma unroll
-        for (int r = 0; r < ROWS; r++) {
-            uint4 head = make_uint4(0, 0, 0, 0);
-            if (is_there) {
-                const uint4 *block = at[r] + (unsigned long long)b * 9;
-                head = __ldg(block);
-#pragma unroll
-                for (int n = 0; n < 4; n++) word[r][n] = __ldg((const unsigned *)(block + 1) + 8 * n + g);
+                    for (int n = 0; n < 4; n++) word[r][n] = __ldg((const unsigned *)(block + 1) + 8 * n + g);
+                }
+                shared[warp][r][lane] = factors(head, g);
             }
-            shared[warp][r][lane] = factors(head, g);
-        }
-        __syncwarp();
-        if (is_there) {
+            __syncwarp();
+            if (is_there) {
 #pragma unroll
-            for (int n = 0; n < 4; n++) {
-                float4 v = __ldg(&x[b * 64 + 16 * n + g]), w = __ldg(&x[b * 64 + 16 * n + 8 + g]);
+                for (int n = 0; n < 4; n++) {
+                    float4 v = tile[b * 64 + 16 * n + g], w = tile[b * 64 + 16 * n + 8 + g];
 #pragma unroll
-                for (int r = 0; r < ROWS; r++) {
-                    float4 f = *(const float4 *)&shared[warp][r][8 * quarter + 2 * n];
-                    float value[4];
-                    low_nibbles(word[r][n], value);
+                    for (int r = 0; r < ROWS; r++) {
+                        float4 f = *(const float4 *)&shared[warp][r][8 * quarter + 2 * n];
+                        float value[4];
+                        low_nibbles(word[r][n], value);
 #pragma unroll
-                    for (int c = 0; c < 4; c++) value[c] = __fmaf_rn(f.x, value[c], -f.y);
-                    add_products(sums[r], value, v);
-                    high_nibbles(word[r][n], value);
+                        for (int c = 0; c < 4; c++) value[c] = __fmaf_rn(f.x, value[c], -f.y);
+                        add_products(sums[r], value, v);
+                        high_nibbles(word[r][n], value);
 #pragma unroll
-                    for (int c = 0; c < 4; c++) value[c] = __fmaf_rn(f.z, value[c], -f.w);
-                    add_products(sums[r], value, w);
+                        for (int c = 0; c < 4; c++) value[c] = __fmaf_rn(f.z, value[c], -f.w);
+                        add_products(sums[r], value, w);
+                    }
                 }
             }
+            __syncwarp();
         }
-        __syncwarp();
     }
-#pragma unroll
-    for (int r = 0; r < ROWS; r++) {
-        float sum = tree(sums[r]);
-        if (lane == 0 && row + r < rows) out[row + r] = sum;
-    }
+    write_sums(sums, out, rows);
 }

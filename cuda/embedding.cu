@@ -89,17 +89,21 @@ __device__ __forceinline__ float length_of(float squares, unsigned row, unsigned
     return squares > 0.0f ? __fsqrt_rn(squares) : 1.0f;
 }
 
+// What rows become. `row` is told the largest magnitude if MAX; `put` gets value i of a row, in a warp 32 at once;
+// `flush` comes after 1024 of them, and at the end with how many there are from `first` on.
 struct ToFloat {
     typedef float Out;
-    float scale;
+    static const bool MAX = false;
     __device__ __forceinline__ void row(unsigned) {}
     __device__ __forceinline__ void put(float *out, unsigned i, unsigned to, float v) {
         if (i < to) __stcs(&out[i], v);
     }
+    __device__ __forceinline__ void flush(float *, unsigned, unsigned) {}
 };
 
 struct ToInt8 {
     typedef signed char Out;
+    static const bool MAX = true;
     float scale;
     __device__ __forceinline__ void row(unsigned largest) {
         scale = __fdiv_rn(127.0f, __uint_as_float(largest));
@@ -110,16 +114,28 @@ struct ToInt8 {
         unsigned bits = __float_as_uint(v * scale + 12582912.0f);
         if (i < to) out[i] = (signed char)(bits - 0x4b400000u);
     }
+    __device__ __forceinline__ void flush(signed char *, unsigned, unsigned) {}
 };
 
 struct ToBits {
     typedef unsigned char Out;
-    float scale;
-    __device__ __forceinline__ void row(unsigned) {}
-    __device__ __forceinline__ void put(unsigned char *out, unsigned i, unsigned to, float v) {
-        unsigned bits = __brev(__ballot_sync(FULL, i < to && v > 0.0f)), lane = threadIdx.x & 31;
-        // Lane 0's bit is the highest of the first byte now; lane l < 4 writes byte l.
-        if (lane < 4 && i - lane + 8 * lane < to) out[(i - lane) / 8 + lane] = (unsigned char)(bits >> (24 - 8 * lane));
+    static const bool MAX = false;
+    unsigned word;
+    __device__ __forceinline__ void row(unsigned) { word = 0; }
+    __device__ __forceinline__ void put(unsigned char *, unsigned i, unsigned to, float v) {
+        // Lane 0's bit is the highest of the first byte. Lane k keeps the k-th word.
+        unsigned bits = __byte_perm(__brev(__ballot_sync(FULL, i < to && v > 0.0f)), 0, 0x0123);
+        if ((i >> 5 & 31) == (threadIdx.x & 31)) word = bits;
+    }
+    __device__ __forceinline__ void flush(unsigned char *out, unsigned first, unsigned to) {
+        unsigned lane = threadIdx.x & 31, byte = first / 8 + 4 * lane, bytes = to / 8;
+        if (bytes % 4 == 0) {
+            if (byte < bytes) *(unsigned *)(out + byte) = word;
+        } else {
+#pragma unroll
+            for (int b = 0; b < 4; b++)
+                if (byte + b < bytes) out[byte + b] = (unsigned char)(word >> (8 * b));
+        }
     }
 };
 
@@ -140,16 +156,21 @@ __device__ __forceinline__ void shape(const float *rows, typename To::Out *out, 
             for (int k = 0; k < R; k++) p += v[k] * v[k];
             float length = length_of(tree32(p), row, bad);
 #pragma unroll
-            for (int k = 0; k < R; k++) v[k] = __fdiv_rn(v[k], length);
+            for (int k = 0; k < R; k++)
+                if (32 * k < to) v[k] = __fdiv_rn(v[k], length);
         }
         unsigned largest = 0;
+        if (To::MAX) {
 #pragma unroll
-        for (int k = 0; k < R; k++) largest = max(largest, __float_as_uint(v[k]) & 0x7fffffffu);
+            for (int k = 0; k < R; k++) largest = max(largest, __float_as_uint(v[k]) & 0x7fffffffu);
+            largest = max32(largest);
+        }
         To shaped;
-        shaped.row(sizeof(typename To::Out) == 1 ? max32(largest) : 0);
+        shaped.row(largest);
 #pragma unroll
         for (int k = 0; k < R; k++)
             if (32 * k < to) shaped.put(target, 32 * k + lane, to, v[k]);
+        shaped.flush(target, 0, to);
     }
 }
 
@@ -178,26 +199,22 @@ __device__ __forceinline__ void shape_long(const float *rows, typename To::Out *
         for (unsigned k = 0; k < steps; k++) {
             float v = 32 * k + lane < to ? from[32 * k + lane] : 0.0f;
             shaped.put(target, 32 * k + lane, to, __fdiv_rn(v, length));
+            if (k % 32 == 31 || k + 1 == steps) shaped.flush(target, k / 32 * 1024, to);
         }
     }
 }
 
-#define SHAPE(NAME, TO)                                                                                              \
-    extern "C" __global__ void __launch_bounds__(256) shape_##NAME##_12(                                             \
+#define SHAPE(NAME, SUFFIX, FUNCTION, TO)                                                                            \
+    extern "C" __global__ void __launch_bounds__(256) shape_##NAME##_##SUFFIX(                                       \
         const float *rows, TO::Out *out, unsigned count, unsigned dims, unsigned to, unsigned out_row,               \
         unsigned normalize, unsigned *bad) {                                                                         \
-        shape<12, TO>(rows, out, count, dims, to, out_row, normalize, bad);                                          \
-    }                                                                                                                \
-    extern "C" __global__ void __launch_bounds__(256) shape_##NAME##_32(                                             \
-        const float *rows, TO::Out *out, unsigned count, unsigned dims, unsigned to, unsigned out_row,               \
-        unsigned normalize, unsigned *bad) {                                                                         \
-        shape<32, TO>(rows, out, count, dims, to, out_row, normalize, bad);                                          \
-    }                                                                                                                \
-    extern "C" __global__ void __launch_bounds__(256) shape_##NAME##_long(                                           \
-        const float *rows, TO::Out *out, unsigned count, unsigned dims, unsigned to, unsigned out_row,               \
-        unsigned normalize, unsigned *bad) {                                                                         \
-        shape_long<TO>(rows, out, count, dims, to, out_row, normalize, bad);                                         \
+        FUNCTION(rows, out, count, dims, to, out_row, normalize, bad);                                               \
     }
-SHAPE(f32, ToFloat)
-SHAPE(int8, ToInt8)
-SHAPE(binary, ToBits)
+#define SHAPES(NAME, TO)                                                                                             \
+    SHAPE(NAME, 8, (shape<8, TO>), TO)                                                                               \
+    SHAPE(NAME, 16, (shape<16, TO>), TO)                                                                             \
+    SHAPE(NAME, 32, (shape<32, TO>), TO)                                                                             \
+    SHAPE(NAME, long, (shape_long<TO>), TO)
+SHAPES(f32, ToFloat)
+SHAPES(int8, ToInt8)
+SHAPES(binary, ToBits)

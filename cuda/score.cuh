@@ -76,8 +76,10 @@ __device__ __forceinline__ void score_bytes(const unsigned char *rows, unsigned 
         uint4 v[R];
 #pragma unroll
         for (int r = 0; r < R; r++) v[r] = load16<ALIGNED>(at[r], i, bytes);
+        if (Kind::HAS_LENGTH) {
 #pragma unroll
-        for (int r = 0; r < R; r++) squares[r] = words<Kind>(v[r], v[r], squares[r]);
+            for (int r = 0; r < R; r++) squares[r] = words<Kind>(v[r], v[r], squares[r]);
+        }
 #pragma unroll
         for (int q = 0; q < Q; q++) {
             uint4 w = load16<ALIGNED>(of[q], i, bytes);
@@ -87,7 +89,7 @@ __device__ __forceinline__ void score_bytes(const unsigned char *rows, unsigned 
     }
 #pragma unroll
     for (int r = 0; r < R; r++) {
-        float length = __fsqrt_rn((float)sum8(squares[r]));
+        float length = Kind::HAS_LENGTH ? __fsqrt_rn((float)sum8(squares[r])) : 0.0f;
 #pragma unroll
         for (int q = 0; q < Q; q++) {
             int sum = sum8(sums[q][r]);

@@ -106,6 +106,7 @@ SCORE_F32(odd, 2, 2, false)
 // Sums are integers, so that their order is of no account.
 // For cards before compute capability 6.1; search_int8.cu has the others. The compiler would make dp4a of shifts.
 struct Products {
+    static const bool HAS_LENGTH = true;
     template <int S> __device__ static __forceinline__ int part(unsigned word) {
         int value;
         asm("bfe.s32 %0, %1, %2, 8;" : "=r"(value) : "r"(word), "n"(S));
@@ -123,6 +124,7 @@ struct Products {
 };
 
 struct Differences {
+    static const bool HAS_LENGTH = false;
     __device__ static __forceinline__ int word(unsigned a, unsigned b, int sum) { return sum + __popc(a ^ b); }
     __device__ static __forceinline__ float score(int sum, float, float, unsigned bytes) {
         int dims = (int)bytes * 8;
@@ -159,12 +161,21 @@ keep_nearest(const unsigned long long *from, unsigned long long *to, unsigned *k
                 if ((key & mask) == prefix) atomicAdd(&bins[key >> shift & 255], 1u);
             }
             __syncthreads();
-            if (threadIdx.x == 0) {
-                unsigned sum = 0;
-                int bin = 255;
-                while (sum + bins[bin] < wanted) sum += bins[bin--];
-                digit = bin;
-                above = sum;
+            // A warp looks for the bin in which the last wanted key is, from the highest: 8 bins a lane.
+            if (threadIdx.x < 32) {
+                unsigned top = 255 - 8 * threadIdx.x, own = 0;
+                for (unsigned b = 0; b < 8; b++) own += bins[top - b];
+                unsigned sum = own;
+                for (int step = 1; step < 32; step *= 2) {
+                    unsigned other = __shfl_up_sync(FULL, sum, step);
+                    if (threadIdx.x >= step) sum += other;
+                }
+                unsigned before = sum - own;
+                if (before < wanted && wanted <= sum) {
+                    while (before + bins[top] < wanted) before += bins[top--];
+                    digit = top;
+                    above = before;
+                }
             }
             __syncthreads();
             wanted -= above;

@@ -6,6 +6,7 @@
 #include "score.cuh"
 
 struct Products {
+    static const bool HAS_LENGTH = true;
     __device__ static __forceinline__ int word(unsigned a, unsigned b, int sum) { return __dp4a((int)a, (int)b, sum); }
     __device__ static __forceinline__ float score(int sum, float of_query, float length, unsigned) {
         return cosine((float)sum, of_query, length);

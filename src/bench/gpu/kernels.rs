@@ -1,6 +1,7 @@
 //! Each kernel's time, and its bytes a second as a share of a copy's.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use super::check::{blocks, format_of, kind_of};
 use super::figures::Figure;
@@ -58,6 +59,7 @@ pub fn run(gpu: &Arc<Gpu>, seed: u64) -> Result<Vec<Figure>, Error> {
     ] {
         bench.search(kind, queries)?;
     }
+    bench.search_host()?;
     Ok(bench.figures)
 }
 
@@ -215,6 +217,30 @@ impl Bench<'_> {
         };
         let shape = format!("{queries} x [{rows}, {SEARCH_DIMS}], k = {K}");
         self.keep(name.to_owned(), shape, corpus.bytes(), Times::new(samples));
+        Ok(())
+    }
+    /// A corpus that comes from the host, as one does that is larger than the card.
+    fn search_host(&mut self) -> Result<(), Error> {
+        let row_bytes = Kind::F32.row_bytes(SEARCH_DIMS);
+        let rows = 4 * self.bytes / row_bytes;
+        let block: Vec<u8> =
+            (0..1 << 20).flat_map(|_| (self.prng.normal() as f32).to_le_bytes()).collect();
+        let corpus: Vec<u8> = block.iter().copied().cycle().take(rows * row_bytes).collect();
+        let mut samples = Vec::new();
+        for _ in 0..5 {
+            let queries = &block[..row_bytes];
+            let of_kind = kind_of(Kind::F32);
+            let mut search =
+                Search::open(self.lane, of_kind, SEARCH_DIMS, queries, Some(&[28.0]), K)?;
+            // The first part takes the blocks through which the others come.
+            search.add_host(&corpus[..row_bytes])?;
+            let begun = Instant::now();
+            search.add_host(&corpus)?;
+            samples.push(begun.elapsed().as_secs_f64() * 1e6);
+        }
+        let shape = format!("1 x [{rows}, {SEARCH_DIMS}], k = {K}");
+        let times = Times::new(samples);
+        self.figures.push(Figure::host("search f32 from the host", &shape, corpus.len(), times));
         Ok(())
     }
 }

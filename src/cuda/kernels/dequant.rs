@@ -10,8 +10,8 @@ use crate::cuda::{Arguments, DeviceVec, Error, Family, Function, Gpu, Grid, Lane
 pub static DEQUANT: Family = crate::family!("dequant");
 
 const THREADS: u32 = 256;
-/// Rows that a block of `matvec_*` has: 8 warps of 2.
-const ROWS_OF_BLOCK: u32 = 16;
+/// Rows that a block of `matvec_*` has: 8 warps of 4.
+const ROWS_OF_BLOCK: u32 = 32;
 
 /// A format of weights.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

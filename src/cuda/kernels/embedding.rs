@@ -12,9 +12,8 @@ pub static EMBEDDING: Family = crate::family!("embedding");
 const THREADS: u32 = 256;
 /// Rows that blocks of `shape_*` have at once.
 const ROWS_OF_BLOCK: u64 = 8;
-/// Values of a row that `shape_*_12` and `shape_*_32` keep in registers.
-const SHORT: usize = 12 * 32;
-const MIDDLE: usize = 32 * 32;
+/// Values of a row that `shape_*_8`, `_16` and `_32` keep in registers; `_long` is for longer ones.
+const IN_REGISTERS: [usize; 3] = [8 * 32, 16 * 32, 32 * 32];
 /// Blocks of a multiprocessor where rows are read twice: those under way then fit in the cache.
 const BLOCKS_OF_LONG: u32 = 2;
 
@@ -33,7 +32,7 @@ pub enum Shaped<'a> {
 #[derive(Clone, Debug)]
 pub struct Embeddings {
     pool: [Function; 2],
-    shape: [[Function; 3]; 3],
+    shape: [[Function; 4]; 3],
     multiprocessors: u32,
 }
 
@@ -92,7 +91,12 @@ impl Embeddings {
         let of = |name: &str| gpu.function(&EMBEDDING, name);
         let shape = |kind: &str| {
             let of_length = |length: &str| of(&format!("shape_{kind}_{length}"));
-            Ok::<_, Error>([of_length("12")?, of_length("32")?, of_length("long")?])
+            Ok::<_, Error>([
+                of_length("8")?,
+                of_length("16")?,
+                of_length("32")?,
+                of_length("long")?,
+            ])
         };
         Ok(Embeddings {
             pool: [of("mean_pool1")?, of("mean_pool4")?],
@@ -207,10 +211,10 @@ impl Embeddings {
         if count == 0 {
             return Ok(());
         }
-        let length = if to <= SHORT { 0 } else { 1 + usize::from(to > MIDDLE) };
+        let length = IN_REGISTERS.iter().filter(|most| to > **most).count();
         let number = |n: usize| u32::try_from(n).expect("rows are counted in 32 bits");
         let blocks = match length {
-            2 => number(count.div_ceil(8)).min(self.multiprocessors * BLOCKS_OF_LONG),
+            3 => number(count.div_ceil(8)).min(self.multiprocessors * BLOCKS_OF_LONG),
             _ => blocks((count as u64).div_ceil(ROWS_OF_BLOCK), self.multiprocessors),
         };
         let arguments = Arguments::new().with(rows.at()).with(at);

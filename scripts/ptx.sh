@@ -71,5 +71,5 @@ PYTHON
         printf 'ptx.sh: NVRTC does not compile %s\n' "$source"
     fi
 done
-printf 'ptx.sh: %d passed, %d failed\n' "$passed" "$failed"
+printf 'ptx.sh: %d passed; %d failed\n' "$passed" "$failed"
 [ "$failed" = 0 ]

@@ -3,6 +3,7 @@
 mod batch_executor;
 mod cli;
 mod common;
+mod gpu;
 mod hostile;
 mod llama;
 mod mpirun;

@@ -50,7 +50,8 @@ struct Bench {
     embeddings: Embeddings,
 }
 
-const CASES: [(&str, Case); 11] = [
+const CASES: [(&str, Case); 12] = [
+    ("memory", memory),
     ("mean_pool", pool),
     ("shape to f32", |bench, prng| shape(bench, prng, Kind::F32)),
     ("shape to int8", |bench, prng| shape(bench, prng, Kind::Int8)),
@@ -123,6 +124,22 @@ fn same(what: &str, got: &[f32], wanted: &[f32]) -> Result<(), String> {
         Some(at) => Err(format!("{what}: value {at} is {:e}, not {:e}", got[at], wanted[at])),
         None => Ok(()),
     }
+}
+
+/// Past the budget there is a named error and nothing else: what was there goes on.
+fn memory(bench: &Bench, prng: &mut Prng) -> Result<Result<(), String>, Error> {
+    let (lane, gpu) = (&bench.lane, bench.lane.gpu());
+    let kept = lane.upload(&draw(prng, 1000))?;
+    let before = lane.download(&kept)?.to_vec();
+    let budget = gpu.budget();
+    let asked = 1 << 30;
+    gpu.set_budget(gpu.held() + size(prng, 0, asked as u64 / 2));
+    let refused = lane.device::<u8>(asked).map(drop);
+    gpu.set_budget(budget);
+    if !matches!(refused, Err(Error::OutOfMemory { .. })) {
+        return Ok(Err(format!("{asked} bytes past the budget: {refused:?}")));
+    }
+    Ok(same("what was there before", &lane.download(&kept)?, &before))
 }
 
 fn pool(bench: &Bench, prng: &mut Prng) -> Result<Result<(), String>, Error> {

@@ -55,7 +55,7 @@ proof bench "$cnse" bench gpu --csv "$out/gpu.csv"
 cat "$out/bench.txt"
 if command -v compute-sanitizer >/dev/null; then
     for tool in memcheck racecheck; do
-        proof "$tool" compute-sanitizer --tool "$tool" --error-exitcode 9 --print-limit 20 "$cnse" gpu --device cuda:0 --cases 2 --seed 7
+        proof "$tool" compute-sanitizer --tool "$tool" --error-exitcode 9 --print-limit 20 "$cnse" gpu --device cuda:0 --cases 20 --seed 7
         grep -E '^=========' "$out/$tool.txt" | tail -n 5
     done
 else

@@ -112,8 +112,8 @@ impl fmt::Debug for Gpu {
 }
 
 impl Gpu {
-    /// Opens a device and loads these families, as far as it can run them. Takes about 0.3 s, and more where the driver must
-    /// compile first.
+    /// Opens a device and loads these families, as far as it can run them. Takes about 0.3 s, and
+    /// more where the driver must compile first.
     ///
     /// # Errors
     /// What is missing, or what the driver says.

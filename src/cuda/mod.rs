@@ -31,6 +31,23 @@
 //! let y = lane.download(&y)?;                             // waits; a pinned slice
 //! ```
 
+/// The family of `cuda/NAME.cu`, and the compute capability of its `// target:` line, if it has
+/// one. It stands above the modules, which so see it without a path.
+#[cfg(feature = "cuda")]
+#[macro_export]
+macro_rules! family {
+    ($name:literal) => {
+        family!($name, (5, 0))
+    };
+    ($name:literal, $least:expr) => {
+        $crate::cuda::Family {
+            name: $name,
+            ptx: include_str!(concat!(env!("OUT_DIR"), "/", $name, ".ptx")),
+            least: $least,
+        }
+    };
+}
+
 #[cfg(feature = "cuda")]
 #[allow(unsafe_code)]
 pub mod driver;
@@ -84,22 +101,6 @@ pub struct Family {
     pub ptx: &'static str,
     /// The least compute capability that it needs.
     pub least: (u32, u32),
-}
-
-/// The family of `cuda/NAME.cu`, and the compute capability of its `// target:` line, if it has one.
-#[cfg(feature = "cuda")]
-#[macro_export]
-macro_rules! family {
-    ($name:literal) => {
-        $crate::family!($name, (5, 0))
-    };
-    ($name:literal, $least:expr) => {
-        $crate::cuda::Family {
-            name: $name,
-            ptx: include_str!(concat!(env!("OUT_DIR"), "/", $name, ".ptx")),
-            least: $least,
-        }
-    };
 }
 
 /// What the build compiled the kernels with and for: nvcc's release and the PTX target.

@@ -146,8 +146,8 @@ impl Stream {
         }
         let ([x, y, z], [tx, ty, tz]) = (grid.blocks, grid.threads);
         self.meter.around(self, Work::Kernel, || {
-            // SAFETY: a live function and stream; a place for each argument, which the driver copies
-            // before it returns; for the rest the caller's word.
+            // SAFETY: a live function and stream; a place for each argument, which the driver
+            // copies before it returns; for the rest the caller's word.
             let code = unsafe {
                 symbols::cuLaunchKernel(
                     function.raw,

@@ -34,9 +34,9 @@ impl Lane {
         let replay = |times: u32| {
             self.time(|| {
                 for _ in 0..times {
-                    // SAFETY: `add` borrows what it uses, so it lives until this function ends; what
-                    // it took from this lane's pools and gave back is still memory of these pools,
-                    // which nobody else uses meanwhile.
+                    // SAFETY: `add` borrows what it uses, so it lives until this function ends;
+                    // what it took from this lane's pools and gave back is still memory of these
+                    // pools, which nobody else uses meanwhile.
                     unsafe { self.stream().replay(&graph)? };
                 }
                 Ok(())

@@ -1,5 +1,7 @@
 //! The GPU layer on a host without a card, and how the binary is linked.
 
+use std::fs;
+use std::path::Path;
 use std::process::Command;
 
 use crate::common::{cnse, run, text};
@@ -30,6 +32,56 @@ fn without_a_card_it_says_why_and_what_else() {
     let wanted = run(&["gpu", "--device", "cpu"]);
     assert_eq!(wanted.status.code(), Some(0));
     assert!(text(&wanted.stdout).contains("--device cpu was given"));
+}
+
+/// Runs `cnse gpu` with a driver's library of this source.
+fn with_driver(name: &str, source: &str) -> Option<String> {
+    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
+    fs::create_dir_all(&folder).unwrap();
+    let (c, library) = (folder.join("driver.c"), folder.join("libcuda.so.1"));
+    fs::write(&c, source).unwrap();
+    let built = Command::new("cc").args(["-shared", "-fPIC", "-o"]).arg(&library).arg(&c).status();
+    let found = built.is_ok_and(|status| status.success()).then(|| {
+        let found = cnse().arg("gpu").env("LD_LIBRARY_PATH", &folder).output().unwrap();
+        assert_eq!(found.status.code(), Some(0));
+        text(&found.stdout).to_owned()
+    });
+    fs::remove_dir_all(&folder).unwrap();
+    found
+}
+
+#[test]
+fn what_a_driver_says_or_lacks_is_told() {
+    if !text(&run(&["--version"]).stdout).contains("cuda") {
+        println!("skipped: the binary was built without --features cuda");
+        return;
+    }
+    let name = "int cuGetErrorName(int e, const char **s) { *s = \"CUDA_ERROR_X\"; return 0; }\n";
+    for (index, (source, says)) in [
+        // A code that is newer than the crate's enum, and what it means.
+        (
+            "int cuInit(unsigned f) { return 46; }\n",
+            "cuInit failed: CUDA_ERROR_X (46); another process has the card to itself",
+        ),
+        ("int cuInit(unsigned f) { return 12345; }\n", "cuInit failed: CUDA_ERROR_X (12345)"),
+        ("int cuInit(unsigned f) { return 100; }\n", "the NVIDIA driver shows no card"),
+        ("", "cuInit failed: CUDA_ERROR_X (500)"),
+        (
+            "int cuInit(unsigned f) { return 0; }\n\
+             int cuDeviceGetCount(int *n) { *n = 0; return 0; }\n",
+            "the NVIDIA driver shows no card",
+        ),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let folder = format!("driver-{index}");
+        let Some(said) = with_driver(&folder, &format!("{source}{name}")) else {
+            println!("skipped: there is no C compiler");
+            return;
+        };
+        assert!(said.contains(says), "{said}");
+    }
 }
 
 #[test]

@@ -7,7 +7,7 @@ use super::blocks;
 use crate::cuda::{Arguments, DeviceVec, Error, Family, Function, Gpu, Grid, Lane};
 
 /// The kernels of `cuda/dequant.cu`.
-pub static DEQUANT: Family = crate::family!("dequant");
+pub static DEQUANT: Family = family!("dequant");
 
 const THREADS: u32 = 256;
 /// Rows that a block of `matvec_*` has: 8 warps of 4.

@@ -7,7 +7,7 @@ use super::blocks;
 use crate::cuda::{Arguments, DeviceVec, Error, Family, Function, Gpu, Grid, Lane};
 
 /// The kernels of `cuda/embedding.cu`.
-pub static EMBEDDING: Family = crate::family!("embedding");
+pub static EMBEDDING: Family = family!("embedding");
 
 const THREADS: u32 = 256;
 /// Rows that blocks of `shape_*` have at once.

@@ -7,7 +7,7 @@ use super::blocks;
 use crate::cuda::{Arguments, DeviceVec, Error, Family, Function, Gpu, Grid, Lane, PinnedVec};
 
 /// The kernel of `cuda/probe.cu`.
-pub static PROBE: Family = crate::family!("probe");
+pub static PROBE: Family = family!("probe");
 
 const THREADS: u32 = 256;
 

@@ -2,10 +2,10 @@
 //! of `post::embedding::search`, to the bit, and so is the order.
 //!
 //! ```text
-//! host rows --copied by threads--> 2 pinned blocks --copy stream--> 2 blocks on the card
-//!                                                                        |  score_*: keys above the bound
-//!                                                                        v
-//!                                 k nearest so far, their bound  <--  keep_nearest
+//! host rows --threads--> 2 pinned blocks --copy stream--> 2 blocks on the card
+//!                                                            |  score_*: keys above the bound
+//!                                                            v
+//!                      k nearest so far, their bound  <--  keep_nearest
 //! ```
 //!
 //! A part of the corpus is scored at once: the first is small, since until there are k nearest
@@ -20,9 +20,9 @@ use crate::cuda::{
 };
 
 /// The kernels of `cuda/search.cu`.
-pub static SEARCH: Family = crate::family!("search");
+pub static SEARCH: Family = family!("search");
 /// Those of `cuda/search_int8.cu`.
-pub static SEARCH_INT8: Family = crate::family!("search_int8", (6, 1));
+pub static SEARCH_INT8: Family = family!("search_int8", (6, 1));
 
 const THREADS: u32 = 256;
 const SELECT_THREADS: u32 = 512;

@@ -15,7 +15,7 @@ use std::{env, fs};
 const VIRTUAL: u32 = 75;
 /// What the header then says: CUDA 10.1 and Maxwell.
 const HEADER: (&str, &str) = ("6.4", "sm_50");
-/// Releases of nvcc whose PTX was assembled for each architecture.
+/// Releases of nvcc that know C++17, compute_75 and these options; the tests have 13.0.
 const RELEASES: std::ops::RangeInclusive<u32> = 11..=13;
 const PACKAGES: &str = "nvidia-cuda-nvcc==13.0.88 nvidia-nvvm==13.0.88 nvidia-cuda-crt==13.0.88 \
                         nvidia-cuda-runtime==13.0.96 nvidia-cuda-cccl==13.0.85";

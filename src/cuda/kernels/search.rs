@@ -35,8 +35,8 @@ const KEY_BYTES_MAX: usize = 64 << 20;
 const PART_ROWS_MAX: u64 = 1 << 20;
 /// One of the two blocks through which rows of the host come.
 const BLOCK_BYTES: usize = 32 << 20;
-/// Threads that copy into a pinned block: one alone has a tenth of what the bus carries.
-const COPY_THREADS: usize = 4;
+/// Threads that copy into a pinned block at most: one alone has a tenth of what the bus carries.
+const COPY_THREADS_MAX: usize = 8;
 
 /// What rows are made of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -331,7 +331,8 @@ fn open_copier(gpu: &Arc<Gpu>, block_bytes: usize) -> Result<(Lane, [Block; 2]),
 }
 
 fn copy_in_threads(from: &[u8], to: &mut [u8]) {
-    let piece = from.len().div_ceil(COPY_THREADS).max(1 << 20);
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let piece = from.len().div_ceil(cores.min(COPY_THREADS_MAX)).max(1 << 20);
     std::thread::scope(|scope| {
         let mut pieces = from.chunks(piece).zip(to.chunks_mut(piece));
         let mine = pieces.next();

@@ -23,10 +23,9 @@ fn digest(values: &[f32]) -> u64 {
 fn floats_are_those_of_ggml() {
     // What dequantize_row_q8_0 and dequantize_row_q4_K of llama.cpp (commit 0c1e570) give for these
     // blocks; gcc 12 with -O0, and with -O3 -mfma -ffp-contract=fast, the same.
-    for (format, seed, wanted) in [
-        (Format::Q8_0, 1, 0x86cd_68bd_af7d_249c),
-        (Format::Q4K, 2, 0xda7a_7294_6719_efe2),
-    ] {
+    for (format, seed, wanted) in
+        [(Format::Q8_0, 1, 0x86cd_68bd_af7d_249c), (Format::Q4K, 2, 0xda7a_7294_6719_efe2)]
+    {
         let blocks = blocks(format, 1000, seed);
         for threads in [1, 2] {
             let mut out = vec![0.0; 1000 * format.block_values()];

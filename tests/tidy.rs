@@ -9,15 +9,21 @@ const LAYERS: [(&str, &[&str]); 15] = [
     (
         "cli",
         &[
-            "bench", "gateway", "batch", "sched", "backend", "proto", "net", "wire", "metrics",
-            "limits", "clock", "prng", "log",
+            "bench", "gateway", "batch", "sched", "backend", "post", "proto", "net", "wire",
+            "metrics", "limits", "clock", "prng", "log",
         ],
     ),
     ("bench", &["backend", "proto", "net", "wire", "metrics", "limits", "clock", "prng", "log"]),
-    ("gateway", &["backend", "proto", "net", "wire", "metrics", "limits", "clock", "prng", "log"]),
+    (
+        "gateway",
+        &["backend", "post", "proto", "net", "wire", "metrics", "limits", "clock", "prng", "log"],
+    ),
     (
         "batch",
-        &["sched", "backend", "proto", "net", "wire", "metrics", "limits", "clock", "prng", "log"],
+        &[
+            "sched", "backend", "post", "proto", "net", "wire", "metrics", "limits", "clock",
+            "prng", "log",
+        ],
     ),
     ("sched", &["net", "metrics", "limits", "clock", "prng", "log"]),
     ("post", &["limits", "prng"]),

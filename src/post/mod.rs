@@ -4,6 +4,10 @@
 //! order it adds, and none leaves a rounding to the compiler.
 
 pub mod embedding;
+pub mod matrix;
+pub mod nearest;
+pub mod npy;
+pub mod plan;
 pub mod quant;
 pub mod simd;
 pub mod sums;

@@ -19,12 +19,13 @@ use serde_json::value::RawValue;
 
 use super::error::Error;
 use super::lines::Lines;
+use crate::backend::embeddings::vectors;
 use crate::limits::{BATCH_BLOCK_BYTES, RESULT_LINE_BYTES_MAX};
-use crate::post::embedding::search::{Hit, Rows};
-use crate::post::matrix::{Matrix, Values, Writer};
+use crate::post::embedding::search::Hit;
+use crate::post::matrix::{Matrix, Writer};
 use crate::post::nearest::{Wanted, nearest, oversample};
 use crate::post::plan::Plan;
-use crate::wire::embeddings::{Answer, Vector};
+use crate::wire::embeddings::Answer;
 
 /// Floats that are gathered before they are worked on: what threads are worth, and few passes over
 /// a corpus.
@@ -232,15 +233,6 @@ impl<'a> Maker<'a> {
             }
         }
         Ok(Made { rows, dims: to, topk })
-    }
-}
-
-/// Each row as a vector of an answer.
-pub fn vectors(values: &Values, dims: usize) -> Box<dyn Iterator<Item = Vector<'_>> + '_> {
-    match values.rows() {
-        Rows::F32(values) => Box::new(values.chunks_exact(dims).map(Vector::F32)),
-        Rows::Int8(values) => Box::new(values.chunks_exact(dims).map(Vector::Int8)),
-        Rows::Binary(bytes) => Box::new(bytes.chunks_exact(dims / 8).map(Vector::Bytes)),
     }
 }
 

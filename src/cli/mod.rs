@@ -6,6 +6,7 @@
 mod client;
 mod flags;
 mod schedule;
+mod search;
 mod serve;
 
 use std::ffi::OsString;
@@ -45,7 +46,7 @@ struct Command {
     run: fn(&flags::Parsed) -> Result<(), Error>,
 }
 
-const COMMANDS: [Command; 3] = [
+const COMMANDS: [Command; 4] = [
     Command {
         name: "serve",
         summary: "the gateway: binary protocol and OpenAI-style HTTP on one port",
@@ -66,6 +67,13 @@ const COMMANDS: [Command; 3] = [
         help: schedule::HELP,
         flags: schedule::FLAGS,
         run: schedule::run,
+    },
+    Command {
+        name: "search",
+        summary: "nearest neighbours in a matrix that schedule --post wrote",
+        help: search::HELP,
+        flags: search::FLAGS,
+        run: search::run,
     },
 ];
 

@@ -12,6 +12,7 @@ use crate::backend::engine::{Target, Timeouts};
 use crate::backend::pool::PoolConfig;
 use crate::gateway::{self, BackendConfig, Config};
 use crate::net::socket;
+use crate::post::plan::Plan;
 
 pub const HELP: &str = "\
 usage: cnse serve [FLAGS]
@@ -24,6 +25,7 @@ examples:
   cnse serve --backend llama --llama-url http://127.0.0.1:8090 --port 5050
   cnse serve --llama-url http://10.0.0.1:8090,http://10.0.0.2:8090 --queue 256
   cnse serve --openai-url http://127.0.0.1:8000 --inflight 64
+  cnse serve --llama-url http://127.0.0.1:8090 --post normalize,truncate=256,quantize=int8
   cnse serve --sim-ttft 200ms --sim-itl lognormal:20ms,0.5 --sim-slots 4
 
 environment:
@@ -73,6 +75,11 @@ pub const FLAGS: &[Flag] = &[
         "max-connections",
         "N",
         "client connections at once (what the descriptor limit allows)",
+    ),
+    Flag::new(
+        "post",
+        "STEPS",
+        "what becomes of embeddings: normalize, truncate=N, quantize=int8 or binary, with commas",
     ),
     Flag::new("threads", "N", "workers (one for each core)"),
     Flag::switch("no-pin", "do not pin workers to cores"),
@@ -177,10 +184,21 @@ fn config(
         sse_keepalive: nonzero(time("sse-keepalive", seconds(15))?),
         coalesce: time("coalesce", Duration::from_micros(600))?.min(Duration::from_millis(10)),
         api_key,
+        post: post(parsed)?,
         connections_max: parsed
             .number("max-connections", 1, usize::MAX)?
             .unwrap_or(usize::try_from(free).unwrap_or(usize::MAX)),
     })
+}
+
+fn post(parsed: &Parsed) -> Result<Option<Plan>, String> {
+    let Some(text) = parsed.text("post") else { return Ok(None) };
+    let plan = Plan::parse(text).map_err(|error| format!("--post: {error}"))?;
+    if plan.topk.is_some() {
+        // A pass over a corpus would keep a core from its streams.
+        return Err("--post: topk is for cnse schedule; cnse search looks in a matrix".to_owned());
+    }
+    Ok(Some(plan))
 }
 
 fn host(parsed: &Parsed) -> Result<IpAddr, String> {
@@ -318,6 +336,15 @@ mod tests {
                 "https://a: TLS is not spoken; put a proxy such as stunnel ahead of the backend",
             ),
             (&["--llama-url", "a:1"], "\"a:1\" is not a URL such as http://127.0.0.1:8090"),
+            (
+                &["--post", "halve"],
+                "--post: halve: not normalize, truncate=N, quantize=int8, \
+                                    quantize=binary or topk=K:FILE.npy",
+            ),
+            (
+                &["--post", "topk=1:a.npy"],
+                "--post: topk is for cnse schedule; cnse search looks in a matrix",
+            ),
             (&["--port", "70000"], "--port 70000: not a number from 0 to 65535"),
             (&["--queue-timeout", "5"], "--queue-timeout 5: it needs a unit: us, ms, s, m"),
             (

@@ -6,5 +6,6 @@ mod common;
 mod hostile;
 mod llama;
 mod mpirun;
+mod post;
 mod schedule;
 mod serve;

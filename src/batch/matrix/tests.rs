@@ -1,6 +1,7 @@
 use super::*;
 use crate::batch::test_folder;
 use crate::post::embedding::search::Kind;
+use crate::post::matrix::Values;
 
 fn output(folder: &Path, rows: &[(&str, &str)]) -> PathBuf {
     let path = folder.join("out.jsonl");

@@ -89,7 +89,7 @@ pub struct Wanted<'a> {
 /// A matrix cannot be read, does not fit, or holds a row that is no vector.
 pub fn nearest(
     corpus: &mut Matrix,
-    mut finer: Option<&mut Matrix>,
+    finer: Option<&mut Matrix>,
     wanted: &Wanted<'_>,
 ) -> Result<Vec<Vec<Hit>>, Error> {
     let name = |matrix: &Matrix| format!("{:?}", matrix.path());
@@ -117,7 +117,7 @@ pub fn nearest(
     })?;
     let mut found = search.finish();
     if wanted.oversample > 1 {
-        let finer = finer.as_deref_mut().unwrap_or(corpus);
+        let finer = finer.unwrap_or(corpus);
         for (query, hits) in wanted.queries.chunks_exact(wanted.dims).zip(&mut found) {
             let mut best = Nearest::new(wanted.k);
             for &Hit { row, .. } in &*hits {

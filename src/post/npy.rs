@@ -1,8 +1,8 @@
-//! The .npy format, version 1.0 (numpy.org/doc/stable/reference/generated/numpy.lib.format.html), as
-//! far as a matrix of small numbers needs it.
+//! The .npy format, version 1.0 (numpy.org/doc/stable/reference/generated/numpy.lib.format.html),
+//! as far as a matrix of small numbers needs it.
 //!
 //! ```text
-//!   \x93NUMPY | 1 | 0 | length u16 | {'descr': '<f4', 'fortran_order': False, 'shape': (3, 4), } … \n
+//!   \x93NUMPY | 1 | 0 | length u16 | {'descr': '<f4', 'fortran_order': False, 'shape': (3, 4), }
 //! ```
 //!
 //! What is written takes 128 bytes whatever its shape, so that the number of rows can be put in

@@ -11,6 +11,7 @@
 //! batch      rows in, results out: input, journal, merge, requests    what a job's tasks are
 //! sched      ranks, stealing, termination; local | mpi | sim          knows tasks by size only
 //! backend    what to say to a backend and how to read its answer      builtin | llama | openai
+//! post       what is done with results: sampling                      CPU twins of the kernels
 //! proto      sans-IO connection machines: binary and HTTP, both ends  bytes in, events out
 //! net        poller, sockets, slabs, timers                           all file descriptors
 //! wire       frames, fields, HTTP heads, SSE, JSON bodies             bytes <-> values, stateless
@@ -34,6 +35,7 @@ pub mod limits;
 pub mod log;
 pub mod metrics;
 pub mod net;
+pub mod post;
 pub mod prng;
 pub mod proto;
 pub mod sched;

@@ -5,7 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Modules, from the top of the house to the bottom, and which of those below each may use.
-const LAYERS: [(&str, &[&str]); 14] = [
+const LAYERS: [(&str, &[&str]); 15] = [
     (
         "cli",
         &[
@@ -21,6 +21,7 @@ const LAYERS: [(&str, &[&str]); 14] = [
     ),
     ("sched", &["net", "metrics", "limits", "clock", "prng", "log"]),
     ("backend", &["proto", "net", "wire", "metrics", "limits", "clock", "prng", "log"]),
+    ("post", &["limits"]),
     ("proto", &["wire", "limits", "clock"]),
     ("net", &["limits", "clock", "prng"]),
     ("wire", &["limits", "clock"]),

@@ -11,6 +11,7 @@
 //! batch      rows in, results out: input, journal, merge, requests    what a job's tasks are
 //! sched      ranks, stealing, termination; local | mpi | sim          knows tasks by size only
 //! backend    what to say to a backend and how to read its answer      builtin | llama | openai
+//! cuda       driver, memory pools, streams, launches                 only what has a CPU twin
 //! post       what is done with results: sampling                      CPU twins of the kernels
 //! proto      sans-IO connection machines: binary and HTTP, both ends  bytes in, events out
 //! net        poller, sockets, slabs, timers                           all file descriptors
@@ -30,6 +31,7 @@ pub mod batch;
 pub mod bench;
 pub mod cli;
 pub mod clock;
+pub mod cuda;
 pub mod gateway;
 pub mod limits;
 pub mod log;

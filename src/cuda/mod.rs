@@ -12,7 +12,7 @@
 //! slab      size classes over slabs: where a block lies                pure
 //! memory    device pool, pinned arena, what is allocated from them     (unsafe)
 //! lane      a stream with its memory; copies                           (unsafe)
-//! kernels   a safe function per kernel                                 (unsafe)
+//! sampling  safe functions for the kernels of that name                (unsafe)
 //! ```
 //!
 //! # A kernel family
@@ -41,6 +41,9 @@ pub mod lane;
 #[cfg(feature = "cuda")]
 #[allow(unsafe_code)]
 pub mod memory;
+#[cfg(feature = "cuda")]
+#[allow(unsafe_code)]
+pub mod sampling;
 #[cfg(feature = "cuda")]
 pub mod slab;
 mod start;
@@ -93,4 +96,8 @@ macro_rules! family {
 pub const COMPILED: &str = env!("CNSE_CUDA_COMPILED");
 
 /// Loaded when a card is opened, so that no request waits for the driver's compiler.
+#[cfg(not(feature = "cuda"))]
 pub static FAMILIES: &[&Family] = &[];
+/// Loaded when a card is opened, so that no request waits for the driver's compiler.
+#[cfg(feature = "cuda")]
+pub static FAMILIES: &[&Family] = &[&sampling::SAMPLING];

@@ -113,6 +113,8 @@ pub struct Batch<'a> {
     pub edits: &'a [Vec<Edit>],
     /// Most likely tokens to list for each row, up to `TOP_N_MAX`.
     pub top_n: usize,
+    /// Whether the entropy is wanted.
+    pub entropy: bool,
 }
 
 /// One row's result.
@@ -122,8 +124,8 @@ pub struct Sampled {
     pub token: u32,
     /// Natural logarithm of the token's probability.
     pub log_probability: f32,
-    /// Entropy of the row in nats, to about 1e-5.
-    pub entropy: f32,
+    /// Entropy of the row in nats, to about 1e-5, if it was wanted.
+    pub entropy: Option<f32>,
     /// The likeliest tokens and their log-probabilities, likeliest first: `top_n` of them, or as
     /// many as weigh something.
     pub top: Vec<(u32, f32)>,

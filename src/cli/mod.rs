@@ -19,6 +19,8 @@ use crate::sched::launcher::Launched;
 
 /// What this build has that not every build has.
 pub const FEATURES: &[&str] = &[
+    #[cfg(feature = "cuda")]
+    "cuda",
     #[cfg(feature = "mpi")]
     "mpi",
 ];

@@ -1,4 +1,5 @@
-//! `--post` and `cnse search`: embeddings become a matrix that is searched.
+//! `--post` and `cnse search`: embeddings become a matrix that is searched; and the built-in
+//! language model, served.
 
 use std::fs;
 use std::process::{Command, Stdio};
@@ -202,4 +203,46 @@ fn a_gateway_transforms_embeddings_on_their_way() {
     assert_eq!(status, 502, "{answer}");
     assert!(answer.contains("--post: embeddings of 4 dimensions cannot be truncated to 8"));
     builtin.wait_idle();
+}
+
+#[test]
+fn a_language_model_is_served_and_its_tokens_are_the_same_on_every_core() {
+    let one = Server::start(&["--sim-model", "ngrams", "--sim-vocab", "2000", "--threads", "1"]);
+    let two = Server::start(&["--sim-vocab", "2000", "--device", "cpu", "--threads", "3"]);
+    assert!(one.log().contains("vocabulary=2000"), "{}", one.log());
+    let ask = |server: &Server, seed: usize, stream: bool| -> String {
+        let body = json!({ "messages": [{ "role": "user", "content": "what is a river" }],
+                           "max_tokens": 30, "seed": seed, "stream": stream,
+                           "logit_bias": { "1999": -100 }, "logprobs": true, "top_logprobs": 2 });
+        let (status, _, answer) = server.post("/v1/chat/completions", &body.to_string());
+        assert_eq!(status, 200, "{answer}");
+        if !stream {
+            let answer: Value = serde_json::from_str(&answer).unwrap();
+            assert_eq!(answer["usage"]["completion_tokens"], 30);
+            let listed = answer["choices"][0]["logprobs"]["content"].as_array().unwrap().len();
+            assert_eq!(listed, 30);
+            return answer["choices"][0]["message"]["content"].as_str().unwrap().to_owned();
+        }
+        let events = answer.lines().filter_map(|line| line.strip_prefix("data: {"));
+        let parts = events.map(|event| {
+            let event: Value = serde_json::from_str(&format!("{{{event}")).unwrap();
+            event["choices"][0]["delta"]["content"].as_str().unwrap_or_default().to_owned()
+        });
+        parts.collect()
+    };
+    let alone: Vec<String> = (0..4).map(|seed| ask(&one, seed, false)).collect();
+    assert!(alone[0] != alone[1]);
+    std::thread::scope(|scope| {
+        let (ask, alone, servers) = (&ask, &alone, [&one, &two]);
+        for number in 0..16 {
+            scope.spawn(move || {
+                let text = ask(servers[number % 2], number % 4, number / 4 % 2 == 0);
+                assert_eq!(text, alone[number % 4], "request {number}");
+            });
+        }
+    });
+    let (status, _, answer) = one.post("/completion", r#"{"prompt":"a","top_p":2}"#);
+    assert_eq!(status, 400);
+    assert!(answer.contains("top_p is 2; it must be above 0, at most 1"), "{answer}");
+    one.wait_idle();
 }

@@ -131,7 +131,7 @@ mod tests {
         assert_eq!(plan.quantize(rows, 2, 1), Ok(Values::Int8(vec![95, 127, 0, 0])));
         let plain = Plan::parse("normalise").unwrap();
         assert_eq!(plain.quantize(vec![1.0], 1, 1), Ok(Values::F32(vec![1.0])));
-        assert_eq!(plain.shape(&mut vec![f32::NAN], 1, 1).is_err(), true);
+        assert!(plain.shape(&mut vec![f32::NAN], 1, 1).is_err());
         let binary = Plan::parse("quantize=binary").unwrap();
         assert_eq!(binary.quantize(vec![1.0; 8], 8, 1), Ok(Values::Binary(vec![255])));
         assert_eq!(binary.quantize(vec![1.0; 9], 9, 1), Err(Error::Bits { dims: 9 }));

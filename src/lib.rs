@@ -11,8 +11,8 @@
 //! batch      rows in, results out: input, journal, merge, requests    what a job's tasks are
 //! sched      ranks, stealing, termination; local | mpi | sim          knows tasks by size only
 //! backend    what to say to a backend and how to read its answer      builtin | llama | openai
-//! post       what is done with a model's numbers: embeddings, weights     each to the bit
 //! cuda       driver, memory pools, streams, launches                 only what has a CPU twin
+//! post       sampling, embeddings, weights: what is done with numbers  each to the bit
 //! proto      sans-IO connection machines: binary and HTTP, both ends  bytes in, events out
 //! net        poller, sockets, slabs, timers                           all file descriptors
 //! wire       frames, fields, HTTP heads, SSE, JSON bodies             bytes <-> values, stateless

@@ -4,6 +4,8 @@ mod binary;
 pub mod environment;
 #[cfg(feature = "cuda")]
 pub mod gpu;
+#[cfg(feature = "cuda")]
+pub mod gpu_sampling;
 pub mod load;
 pub mod plan;
 pub mod processes;

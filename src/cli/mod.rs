@@ -8,6 +8,7 @@ mod client;
 mod flags;
 mod gpu;
 mod schedule;
+mod search;
 mod serve;
 
 use std::ffi::OsString;
@@ -94,6 +95,13 @@ const COMMANDS: &[Command] = &[
         help: gpu::HELP,
         flags: gpu::FLAGS,
         run: Run::With(gpu::run),
+    },
+    Command {
+        name: "search",
+        summary: "nearest neighbours in a matrix that schedule --post wrote",
+        help: search::HELP,
+        flags: search::FLAGS,
+        run: Run::With(search::run),
     },
 ];
 

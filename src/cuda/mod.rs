@@ -12,7 +12,7 @@
 //! slab      size classes over slabs: where a block lies                pure
 //! memory    device pool, pinned arena, what is allocated from them     (unsafe)
 //! lane      a stream with its memory; copies                           (unsafe)
-//! kernels   a safe function per kernel                                 (unsafe)
+//! sampling  safe functions for the kernels of that name                (unsafe)
 //! ```
 //!
 //! # A kernel family
@@ -63,6 +63,9 @@ pub mod memory;
 #[cfg(feature = "cuda")]
 pub mod meter;
 #[cfg(feature = "cuda")]
+#[allow(unsafe_code)]
+pub mod sampling;
+#[cfg(feature = "cuda")]
 pub mod slab;
 mod start;
 #[cfg(feature = "cuda")]
@@ -109,5 +112,11 @@ pub const COMPILED: &str = env!("CNSE_CUDA_COMPILED");
 
 /// Loaded when a card is opened, so that no request waits for the driver's compiler.
 #[cfg(feature = "cuda")]
-pub static FAMILIES: &[&Family] =
-    &[&kernels::dequant::DEQUANT, &kernels::embedding::EMBEDDING, &kernels::probe::PROBE];
+pub static FAMILIES: &[&Family] = &[
+    &kernels::dequant::DEQUANT,
+    &kernels::embedding::EMBEDDING,
+    &kernels::probe::PROBE,
+    &kernels::search::SEARCH,
+    &kernels::search::SEARCH_INT8,
+    &sampling::SAMPLING,
+];

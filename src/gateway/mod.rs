@@ -13,6 +13,7 @@ mod intake;
 mod measure;
 mod request;
 mod server;
+mod transform;
 mod worker;
 
 use std::net::SocketAddr;
@@ -22,6 +23,7 @@ use crate::backend::Dialect;
 use crate::backend::builtin::BuiltinConfig;
 use crate::backend::engine::{Target, Timeouts};
 use crate::backend::pool::PoolConfig;
+use crate::post::plan::Plan;
 
 pub use server::{Error, run};
 
@@ -52,6 +54,8 @@ pub struct Config {
     pub api_key: Option<String>,
     /// How long tokens that come fast are gathered; zero: not at all.
     pub coalesce: Duration,
+    /// What is done with embeddings on their way out.
+    pub post: Option<Plan>,
     /// Client connections, over all cores.
     pub connections_max: usize,
 }

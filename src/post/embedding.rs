@@ -112,8 +112,8 @@ pub fn check_finite(rows: &[f32], dims: usize) -> Result<(), Error> {
 
 /// Partial sums of a mean: they bound how long one sequence of tokens keeps its thread waiting.
 const POOL_LANES: usize = 8;
-/// Columns at once: their partial sums stay in the nearest cache.
-const POOL_COLUMNS: usize = 64;
+/// Columns at once: their partial sums take half of the nearest cache.
+const POOL_COLUMNS: usize = 512;
 
 /// The mean of each sequence's token vectors: `tokens` is `[sum of lengths, dims]`, `out`
 /// `[sequences, dims]`. The mean of no tokens is 0.

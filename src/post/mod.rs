@@ -4,7 +4,14 @@
 //! order it adds, and none leaves a rounding to the compiler.
 
 pub mod embedding;
+pub mod matrix;
+pub mod nearest;
+pub mod npy;
+pub mod philox;
+pub mod plan;
 pub mod quant;
+pub mod sampling;
 pub mod simd;
 pub mod sums;
 pub mod threads;
+pub mod weight;

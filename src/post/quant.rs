@@ -20,8 +20,10 @@
 //! Q4_K, in ascending order and from +0, each product rounded first; then `p[j] += p[j + 64]` for
 //! j < 64, then 32, 16, 8, 4, 2, 1. So a warp has four blocks under way at once.
 
+use std::array::from_fn;
+
 use super::simd::{Kernel, widest};
-use super::sums::{LANES, tree};
+use super::sums::{LANES, add, tree};
 use super::threads::{pieces, worth};
 
 /// A format of weights.
@@ -136,54 +138,54 @@ impl Kernel for MatVec<'_> {
     #[inline(always)]
     fn run(self) {
         for (row, out) in self.matrix.chunks_exact(self.row_bytes.max(1)).zip(self.out) {
-            let mut sums = [[0f32; LANES]; BLOCKS];
-            match self.format {
-                Format::Q8_0 => {
-                    let blocks = row.as_chunks::<34>().0.iter().zip(self.x.as_chunks::<32>().0);
-                    for (b, (block, x)) in blocks.enumerate() {
-                        add(&mut sums[b % BLOCKS], &q8_0(block), x);
-                    }
-                }
-                Format::Q4K => {
-                    let blocks = row.as_chunks::<144>().0.iter().zip(self.x.as_chunks::<256>().0);
-                    for (b, (block, x)) in blocks.enumerate() {
-                        let scales = Scales::of(block);
-                        for (n, x) in x.as_chunks::<64>().0.iter().enumerate() {
-                            let (low, high) = q4_k(block, &scales, n);
-                            let (x, _) = x.as_chunks::<32>();
-                            add(&mut sums[b % BLOCKS], &low, &x[0]);
-                            add(&mut sums[b % BLOCKS], &high, &x[1]);
-                        }
-                    }
-                }
-            }
-            let [a, b, c, d] = sums;
-            *out = tree(plus(plus(a, c), plus(b, d)));
+            *out = match self.format {
+                Format::Q8_0 => row_q8_0(row.as_chunks().0, self.x.as_chunks().0),
+                Format::Q4K => row_q4_k(row.as_chunks().0, self.x.as_chunks().0),
+            };
         }
     }
 }
 
 #[inline(always)]
-fn add(sums: &mut [f32; LANES], values: &[f32; LANES], x: &[f32; LANES]) {
-    for j in 0..LANES {
-        sums[j] += values[j] * x[j];
+fn row_q8_0(row: &[[u8; 34]], x: &[[f32; 32]]) -> f32 {
+    let mut sums = [[0f32; LANES]; BLOCKS];
+    for (b, (block, x)) in row.iter().zip(x).enumerate() {
+        let mut p = sums[b % BLOCKS];
+        add(&mut p, &q8_0(block), x);
+        sums[b % BLOCKS] = p;
     }
+    of_four(&sums)
 }
 
 #[inline(always)]
-fn plus(mut a: [f32; LANES], b: [f32; LANES]) -> [f32; LANES] {
-    a.iter_mut().zip(b).for_each(|(a, b)| *a += b);
-    a
+fn row_q4_k(row: &[[u8; 144]], x: &[[f32; 256]]) -> f32 {
+    let mut sums = [[0f32; LANES]; BLOCKS];
+    for (b, (block, x)) in row.iter().zip(x).enumerate() {
+        let scales = Scales::of(block);
+        let mut p = sums[b % BLOCKS];
+        for (n, x) in x.as_chunks::<64>().0.iter().enumerate() {
+            let (low, high) = q4_k(block, &scales, n);
+            let (x, _) = x.as_chunks::<32>();
+            add(&mut p, &low, &x[0]);
+            add(&mut p, &high, &x[1]);
+        }
+        sums[b % BLOCKS] = p;
+    }
+    of_four(&sums)
+}
+
+#[inline(always)]
+fn of_four(sums: &[[f32; LANES]; BLOCKS]) -> f32 {
+    let [a, b, c, d] = sums;
+    tree(from_fn(|j| (a[j] + c[j]) + (b[j] + d[j])))
 }
 
 #[inline(always)]
 fn q8_0(block: &[u8; 34]) -> [f32; 32] {
-    let d = f16(block[0], block[1]);
-    let mut out = [0f32; 32];
-    for (out, q) in out.iter_mut().zip(&block[2..]) {
-        *out = d * f32::from(*q as i8);
-    }
-    out
+    let (d, [q]) = (f16(block[0], block[1]), block[2..].as_chunks::<32>().0) else {
+        unreachable!("34 bytes less 2")
+    };
+    from_fn(|i| d * f32::from(q[i] as i8))
 }
 
 /// The scale and the minimum of each sub-block, their f16 factors applied.
@@ -211,17 +213,11 @@ impl Scales {
 /// Sub-blocks 2n and 2n + 1.
 #[inline(always)]
 fn q4_k(block: &[u8; 144], scales: &Scales, n: usize) -> ([f32; 32], [f32; 32]) {
-    let bytes = &block[16 + 32 * n..][..32];
-    let (mut low, mut high) = ([0f32; 32], [0f32; 32]);
+    let q = &block[16..].as_chunks::<32>().0[n];
     let (scale, minimum) = (scales.scale[2 * n], scales.minimum[2 * n]);
-    for (out, byte) in low.iter_mut().zip(bytes) {
-        *out = scale * f32::from(byte & 15) - minimum;
-    }
+    let low = from_fn(|i| scale * f32::from(q[i] & 15) - minimum);
     let (scale, minimum) = (scales.scale[2 * n + 1], scales.minimum[2 * n + 1]);
-    for (out, byte) in high.iter_mut().zip(bytes) {
-        *out = scale * f32::from(byte >> 4) - minimum;
-    }
-    (low, high)
+    (low, from_fn(|i| scale * f32::from(q[i] >> 4) - minimum))
 }
 
 /// An IEEE 754 binary16, low byte first.

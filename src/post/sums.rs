@@ -9,36 +9,52 @@
 //! That is an order that suits both: 32 partial sums are 8 SSE or 4 AVX registers, and a warp's 32
 //! lanes, or 8 lanes with a `float4` each; the tree is what shuffles do.
 
+use std::array::from_fn;
+
 /// How many partial sums there are.
 pub const LANES: usize = 32;
 
 /// The sum of 32 partial sums.
 #[inline(always)]
-pub fn tree(mut p: [f32; LANES]) -> f32 {
-    let mut half = LANES / 2;
-    while half > 0 {
-        for j in 0..half {
-            p[j] += p[j + half];
-        }
-        half /= 2;
-    }
-    p[0]
+pub fn tree(p: [f32; LANES]) -> f32 {
+    let p: [f32; 16] = from_fn(|j| p[j] + p[j + 16]);
+    let p: [f32; 8] = from_fn(|j| p[j] + p[j + 8]);
+    let p: [f32; 4] = from_fn(|j| p[j] + p[j + 4]);
+    (p[0] + p[2]) + (p[1] + p[3])
 }
 
-/// Adds each term to its partial sum; term 0 of `terms` belongs to partial sum 0.
+/// Partial sums, and the product that each takes. No partial sum is picked out by a number that is
+/// not known beforehand: it would have to leave its register.
+#[inline(always)]
+pub fn add(p: &mut [f32; LANES], a: &[f32; LANES], b: &[f32; LANES]) {
+    for j in 0..LANES {
+        p[j] += a[j] * b[j];
+    }
+}
+
+/// The last terms, and zeros behind them: a partial sum is never -0, so +0 changes nothing.
+#[inline(always)]
+fn padded<T: Copy + Default>(rest: &[T]) -> [T; LANES] {
+    let mut all = [T::default(); LANES];
+    all[..rest.len()].copy_from_slice(rest);
+    all
+}
+
+#[inline(always)]
+fn floats(bytes: &[i8; LANES]) -> [f32; LANES] {
+    from_fn(|j| f32::from(bytes[j]))
+}
+
+/// The dot product of two vectors.
 #[inline(always)]
 pub fn dot(a: &[f32], b: &[f32]) -> f32 {
     debug_assert_eq!(a.len(), b.len());
     let mut p = [0f32; LANES];
     let (a, a_rest) = a.as_chunks::<LANES>();
     let (b, b_rest) = b.as_chunks::<LANES>();
-    for (a, b) in a.iter().zip(b) {
-        for j in 0..LANES {
-            p[j] += a[j] * b[j];
-        }
-    }
-    for (p, (a, b)) in p.iter_mut().zip(a_rest.iter().zip(b_rest)) {
-        *p += a * b;
+    a.iter().zip(b).for_each(|(a, b)| add(&mut p, a, b));
+    if !a_rest.is_empty() {
+        add(&mut p, &padded(a_rest), &padded(b_rest));
     }
     tree(p)
 }
@@ -52,14 +68,13 @@ pub fn dot_pair(a: [&[f32]; 2], b: &[f32]) -> [f32; 2] {
     let (a1, a1_rest) = a[1].as_chunks::<LANES>();
     let (b, b_rest) = b.as_chunks::<LANES>();
     for ((a0, a1), b) in a0.iter().zip(a1).zip(b) {
-        for j in 0..LANES {
-            p[j] += a0[j] * b[j];
-            q[j] += a1[j] * b[j];
-        }
+        add(&mut p, a0, b);
+        add(&mut q, a1, b);
     }
-    for (j, b) in b_rest.iter().enumerate() {
-        p[j] += a0_rest[j] * b;
-        q[j] += a1_rest[j] * b;
+    if !b_rest.is_empty() {
+        let b = padded(b_rest);
+        add(&mut p, &padded(a0_rest), &b);
+        add(&mut q, &padded(a1_rest), &b);
     }
     [tree(p), tree(q)]
 }
@@ -71,13 +86,9 @@ pub fn dot_int8(a: &[f32], b: &[i8]) -> f32 {
     let mut p = [0f32; LANES];
     let (a, a_rest) = a.as_chunks::<LANES>();
     let (b, b_rest) = b.as_chunks::<LANES>();
-    for (a, b) in a.iter().zip(b) {
-        for j in 0..LANES {
-            p[j] += a[j] * f32::from(b[j]);
-        }
-    }
-    for (p, (a, b)) in p.iter_mut().zip(a_rest.iter().zip(b_rest)) {
-        *p += a * f32::from(*b);
+    a.iter().zip(b).for_each(|(a, b)| add(&mut p, a, &floats(b)));
+    if !a_rest.is_empty() {
+        add(&mut p, &padded(a_rest), &floats(&padded(b_rest)));
     }
     tree(p)
 }

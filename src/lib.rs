@@ -12,6 +12,8 @@
 //! sched      ranks, stealing, termination; local | mpi | sim          knows tasks by size only
 //! backend    what to say to a backend and how to read its answer      builtin | llama | openai
 //! store      blobs by sha256, manifests, tags, cache, remotes         a directory, a filer
+//! cuda       driver, memory pools, streams, launches                 only what has a CPU twin
+//! post       sampling, embeddings, weights: what is done with numbers  each to the bit
 //! proto      sans-IO connection machines: binary and HTTP, both ends  bytes in, events out
 //! net        poller, sockets, slabs, timers                           all file descriptors
 //! wire       frames, fields, HTTP heads, SSE, JSON bodies             bytes <-> values, stateless
@@ -30,11 +32,13 @@ pub mod batch;
 pub mod bench;
 pub mod cli;
 pub mod clock;
+pub mod cuda;
 pub mod gateway;
 pub mod limits;
 pub mod log;
 pub mod metrics;
 pub mod net;
+pub mod post;
 pub mod prng;
 pub mod proto;
 pub mod sched;

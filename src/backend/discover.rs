@@ -95,6 +95,20 @@ pub fn get(
     path: &str,
     limit: Duration,
 ) -> io::Result<(u16, Vec<u8>)> {
+    call(target, address, path, None, limit)
+}
+
+/// A GET, or a POST of a JSON body, on a connection of its own: the answer's status and body.
+///
+/// # Errors
+/// No connection, no answer within `limit`, or none that is HTTP.
+pub fn call(
+    target: &Target,
+    address: SocketAddr,
+    path: &str,
+    json: Option<&[u8]>,
+    limit: Duration,
+) -> io::Result<(u16, Vec<u8>)> {
     let mut stream = TcpStream::connect_timeout(&address, limit)?;
     stream.set_read_timeout(Some(limit))?;
     stream.set_write_timeout(Some(limit))?;
@@ -102,9 +116,11 @@ pub fn get(
     headers.extend(target.authorization.as_deref().map(|a| ("Authorization", a)));
     let whole = format!("{}{path}", target.prefix);
     let host = &target.authority;
-    let line = RequestLine { method: "GET", target: &whole, host, headers: &headers };
+    let method = if json.is_some() { "POST" } else { "GET" };
+    headers.extend(json.map(|_| ("Content-Type", "application/json")));
+    let line = RequestLine { method, target: &whole, host, headers: &headers };
     let mut client = HttpClient::new();
-    client.request(&line, None);
+    client.request(&line, json);
     stream.write_all(client.pending())?;
     client.sent(client.pending().len());
     let (mut input, mut status, mut body) = (Vec::new(), 0, Vec::new());

@@ -9,6 +9,7 @@
 mod answer;
 pub mod builtin;
 pub mod discover;
+pub mod embeddings;
 pub mod engine;
 mod llama;
 mod openai;

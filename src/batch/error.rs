@@ -81,11 +81,36 @@ pub enum Error {
         /// How many it may have.
         limit: u64,
     },
+    /// A result that cannot be a row of the matrix.
+    Vectors {
+        /// The output.
+        path: PathBuf,
+        /// Its line, from 1.
+        line: u64,
+        /// Whose result.
+        custom_id: String,
+        /// What is wrong with it.
+        message: String,
+    },
+    /// No result has an embedding.
+    NoVectors {
+        /// The output.
+        path: PathBuf,
+    },
+    /// A matrix cannot be made or searched; the results themselves are there.
+    Post {
+        /// Why.
+        message: String,
+    },
 }
 
 impl Error {
     pub(super) fn read(path: &Path, error: io::Error) -> Error {
         Error::Read { path: path.to_owned(), error: Arc::new(error) }
+    }
+
+    pub(super) fn post(error: impl fmt::Display) -> Error {
+        Error::Post { message: error.to_string() }
     }
 
     pub(super) fn write(path: &Path, error: io::Error) -> Error {
@@ -142,6 +167,16 @@ impl fmt::Display for Error {
                 f,
                 "{path:?} has {bytes} bytes, more than {limit}: split the input into several jobs"
             ),
+            Error::Vectors { path, line, custom_id, message } => write!(
+                f,
+                "--post: line {line} ({custom_id}) of {path:?}: {message}; the results are kept"
+            ),
+            Error::NoVectors { path } => {
+                write!(f, "--post: {path:?} holds no embeddings: rows must call /v1/embeddings")
+            }
+            Error::Post { message } => {
+                write!(f, "--post: {message}; the results are kept: the same command goes on there")
+            }
         }
     }
 }
@@ -167,6 +202,17 @@ mod tests {
             (Error::SamePath { path: path() }, "two files"),
             (Error::Parts { folder: path(), count: 9, limit: 8 }, "9 parts, more than 8"),
             (Error::Length { path: path(), bytes: 9, limit: 8 }, "9 bytes, more than 8"),
+            (Error::NoVectors { path: path() }, "/v1/embeddings"),
+            (Error::post("/a/b.jsonl is full"), "is full; the results are kept"),
+            (
+                Error::Vectors {
+                    path: path(),
+                    line: 3,
+                    custom_id: "x".to_owned(),
+                    message: "why".to_owned(),
+                },
+                "line 3 (x)",
+            ),
         ];
         for (error, says) in table {
             let text = error.to_string();

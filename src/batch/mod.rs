@@ -21,6 +21,7 @@ pub mod input;
 pub mod journal;
 mod ledger;
 mod lines;
+pub mod matrix;
 pub mod merge;
 pub mod recorded;
 pub mod result;

@@ -6,6 +6,10 @@ pub mod dataset;
 pub mod environment;
 pub mod experiment;
 pub mod frontier;
+#[cfg(feature = "cuda")]
+pub mod gpu;
+#[cfg(feature = "cuda")]
+pub mod gpu_sampling;
 pub mod load;
 pub mod outcome;
 pub mod page;

@@ -6,7 +6,9 @@
 mod bench;
 mod client;
 mod flags;
+mod gpu;
 mod schedule;
+mod search;
 mod serve;
 mod store;
 
@@ -20,6 +22,8 @@ use crate::sched::launcher::Launched;
 
 /// What this build has that not every build has.
 pub const FEATURES: &[&str] = &[
+    #[cfg(feature = "cuda")]
+    "cuda",
     #[cfg(feature = "mpi")]
     "mpi",
     #[cfg(feature = "tls")]
@@ -152,6 +156,20 @@ const COMMANDS: &[Command] = &[
         help: store::cache::HELP,
         flags: store::cache::FLAGS,
         run: Run::With(store::cache::run),
+    },
+    Command {
+        name: "gpu",
+        summary: "what the GPU layer found, and a self-test",
+        help: gpu::HELP,
+        flags: gpu::FLAGS,
+        run: Run::With(gpu::run),
+    },
+    Command {
+        name: "search",
+        summary: "nearest neighbours in a matrix that schedule --post wrote",
+        help: search::HELP,
+        flags: search::FLAGS,
+        run: Run::With(search::run),
     },
 ];
 

@@ -1,17 +1,24 @@
 //! `cnse serve`: flags to a `gateway::Config` that cannot be wrong.
 
 use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::Error;
 use super::flags::{Flag, Parsed, duration};
 use crate::backend::Dialect;
+use crate::backend::builtin::ngrams::Model;
+use crate::backend::builtin::sampler::Language;
+use crate::backend::builtin::vocabulary::SIZE_MIN;
 use crate::backend::builtin::{BuiltinConfig, Delay, Stall};
 use crate::backend::discover::target;
 use crate::backend::engine::{Target, Timeouts};
 use crate::backend::pool::PoolConfig;
+use crate::cuda;
 use crate::gateway::{self, BackendConfig, Config};
 use crate::net::socket;
+use crate::post::plan::Plan;
+use crate::post::sampling::VOCAB_MAX;
 
 pub const HELP: &str = "\
 usage: cnse serve [FLAGS]
@@ -24,6 +31,7 @@ examples:
   cnse serve --backend llama --llama-url http://127.0.0.1:8090 --port 5050
   cnse serve --llama-url http://10.0.0.1:8090,http://10.0.0.2:8090 --queue 256
   cnse serve --openai-url http://127.0.0.1:8000 --inflight 64
+  cnse serve --llama-url http://127.0.0.1:8090 --post normalize,truncate=256,quantize=int8
   cnse serve --sim-ttft 200ms --sim-itl lognormal:20ms,0.5 --sim-slots 4
 
 environment:
@@ -74,10 +82,26 @@ pub const FLAGS: &[Flag] = &[
         "N",
         "client connections at once (what the descriptor limit allows)",
     ),
+    Flag::new(
+        "post",
+        "STEPS",
+        "what becomes of embeddings: normalize, truncate=N, quantize=int8 or binary, with commas",
+    ),
     Flag::new("threads", "N", "workers (one for each core)"),
     Flag::switch("no-pin", "do not pin workers to cores"),
     Flag::new("model", "NAME", "built-in backend: the model's name (built-in)"),
     Flag::switch("echo", "built-in backend: answer with the prompt"),
+    Flag::new(
+        "sim-model",
+        "KIND",
+        "built-in backend: words (endless, next to free) or ngrams, a small language model (words)",
+    ),
+    Flag::new("sim-vocab", "N", "ngrams: pieces of its vocabulary, up to 262144 (32000)"),
+    Flag::new(
+        "device",
+        "NAME",
+        "ngrams: where its tokens are drawn: auto, cpu or cuda:N; the same tokens on each (auto)",
+    ),
     Flag::new(
         "sim-ttft",
         "TIME",
@@ -106,6 +130,22 @@ pub const FLAGS: &[Flag] = &[
 /// What an openai backend takes at once when nothing is said: such servers have queues of their
 /// own.
 const OPENAI_INFLIGHT: u32 = 1024;
+/// Pieces of the language model's vocabulary: those of Llama 2.
+const VOCABULARY_DEFAULT: usize = 32_000;
+/// What only the built-in backend has.
+const BUILTIN_FLAGS: [&str; 11] = [
+    "model",
+    "echo",
+    "sim-model",
+    "sim-vocab",
+    "device",
+    "sim-stall",
+    "sim-log",
+    "sim-ttft",
+    "sim-itl",
+    "sim-slots",
+    "seed",
+];
 /// Descriptors that are not for clients: backends' connections, epolls, timers, logs.
 const RESERVED_DESCRIPTORS: u64 = 256;
 
@@ -132,7 +172,12 @@ pub fn run(parsed: &Parsed) -> Result<(), Error> {
 /// One line of what was decided.
 fn describe(config: &Config) -> String {
     let backend = match &config.backend {
-        BackendConfig::Builtin(builtin) => format!("backend=builtin model={}", builtin.model),
+        BackendConfig::Builtin(builtin) => {
+            let vocabulary = builtin.language.as_ref().map_or(String::new(), |language| {
+                format!(" vocabulary={}", language.model.vocabulary().size())
+            });
+            format!("backend=builtin model={}{vocabulary}", builtin.model)
+        }
         BackendConfig::Remote { dialect, targets, inflight } => {
             let urls: Vec<&str> = targets.iter().map(|target| target.name.as_str()).collect();
             let kind = if *dialect == Dialect::Llama { "llama" } else { "openai" };
@@ -188,10 +233,21 @@ fn config(
         coalesce: time("coalesce", Duration::from_micros(600))?.min(Duration::from_millis(10)),
         api_key,
         request_log: parsed.text("sim-log").map(Into::into),
+        post: post(parsed)?,
         connections_max: parsed
             .number("max-connections", 1, usize::MAX)?
             .unwrap_or(usize::try_from(free).unwrap_or(usize::MAX)),
     })
+}
+
+fn post(parsed: &Parsed) -> Result<Option<Plan>, String> {
+    let Some(text) = parsed.text("post") else { return Ok(None) };
+    let plan = Plan::parse(text).map_err(|error| format!("--post: {error}"))?;
+    if plan.topk.is_some() {
+        // A pass over a corpus would keep a core from its streams.
+        return Err("--post: topk is for cnse schedule; cnse search looks in a matrix".to_owned());
+    }
+    Ok(Some(plan))
 }
 
 fn host(parsed: &Parsed) -> Result<IpAddr, String> {
@@ -225,8 +281,7 @@ fn backend(parsed: &Parsed, upstream_key: Option<String>) -> Result<BackendConfi
         }
         _ => return Err(format!("--backend {name}: not builtin, llama or openai")),
     };
-    let builtin = ["sim-ttft", "sim-itl", "sim-stall", "sim-log", "sim-slots"];
-    for flag in ["model", "echo", "seed"].iter().chain(&builtin) {
+    for flag in BUILTIN_FLAGS {
         if parsed.has(flag) {
             return Err(format!("--{flag} is for the built-in backend, not for {name}"));
         }
@@ -252,7 +307,9 @@ fn builtin(parsed: &Parsed) -> Result<BuiltinConfig, String> {
     if parsed.has("inflight") {
         return Err("--inflight is for llama and openai; the built-in one has --sim-slots".into());
     }
+    let language = language(parsed)?;
     Ok(BuiltinConfig {
+        language,
         model: parsed.text("model").unwrap_or("built-in").to_owned(),
         echo: parsed.has("echo"),
         stall: stall(parsed)?,
@@ -274,6 +331,26 @@ fn stall(parsed: &Parsed) -> Result<Option<Stall>, String> {
         return Err(wrong("the length is not under the period"));
     }
     Ok(Some(Stall { length, every }))
+}
+
+/// The language model, if it is wanted: the flags that are its own say so too.
+fn language(parsed: &Parsed) -> Result<Option<Language>, String> {
+    let named = ["sim-vocab", "device"].into_iter().find(|flag| parsed.has(flag));
+    match (parsed.text("sim-model"), named, parsed.has("echo")) {
+        (Some("ngrams"), _, false) | (None, Some(_), false) => {}
+        (Some("words"), Some(flag), _) => {
+            return Err(format!("--{flag} is for --sim-model ngrams"));
+        }
+        (Some("words"), None, false) | (None, None, _) => return Ok(None),
+        (Some("words" | "ngrams"), _, true) | (None, Some(_), true) => {
+            return Err("--echo answers with the prompt, and no model".to_owned());
+        }
+        (Some(other), ..) => return Err(format!("--sim-model {other}: not words or ngrams")),
+    }
+    let device = parsed.text("device").unwrap_or("auto");
+    let device = device.parse().map_err(|error| format!("--device {device}: {error}"))?;
+    let size = parsed.number("sim-vocab", SIZE_MIN, VOCAB_MAX)?.unwrap_or(VOCABULARY_DEFAULT);
+    Ok(Some(Language { model: Arc::new(Model::new(size)), device: cuda::start(device) }))
 }
 
 fn delay(parsed: &Parsed, name: &str) -> Result<Delay, String> {
@@ -344,6 +421,20 @@ mod tests {
                 "https://a: TLS is not spoken; put a proxy such as stunnel ahead of the backend",
             ),
             (&["--llama-url", "a:1"], "\"a:1\" is not a URL such as http://127.0.0.1:8090"),
+            (
+                &["--post", "halve"],
+                "--post: halve: not normalize, truncate=N, quantize=int8, \
+                                    quantize=binary or topk=K:FILE.npy",
+            ),
+            (
+                &["--post", "topk=1:a.npy"],
+                "--post: topk is for cnse schedule; cnse search looks in a matrix",
+            ),
+            (&["--sim-model", "gpt"], "--sim-model gpt: not words or ngrams"),
+            (&["--sim-model", "words", "--device", "cpu"], "--device is for --sim-model ngrams"),
+            (&["--echo", "--sim-vocab", "600"], "--echo answers with the prompt, and no model"),
+            (&["--sim-vocab", "5"], "--sim-vocab 5: not a number from 512 to 262144"),
+            (&["--device", "gpu"], "--device gpu: not auto, cpu or cuda:N (from cuda:0)"),
             (&["--port", "70000"], "--port 70000: not a number from 0 to 65535"),
             (&["--queue-timeout", "5"], "--queue-timeout 5: it needs a unit: us, ms, s, m"),
             (

@@ -158,8 +158,12 @@ impl Front {
         }
     }
 
-    fn body(&mut self, now: Instant, token: Token, bytes: &[u8], tokens: u32) -> Flow {
+    pub(super) fn body(&mut self, now: Instant, token: Token, bytes: &[u8], tokens: u32) -> Flow {
         let Some(request) = self.requests.get_mut(token) else { return Flow::Continue };
+        if request.embeds {
+            self.collect(now, token, bytes);
+            return Flow::Continue;
+        }
         let connection_token = request.client.connection();
         let Some(connection) = self.connections.get_mut(connection_token) else {
             return Flow::Continue;
@@ -193,6 +197,10 @@ impl Front {
 
     fn finish(&mut self, now: Instant, token: Token, finished: Finished) {
         self.release(token, Outcome::Served);
+        if !self.transform(now, token) {
+            return;
+        }
+        self.send_collected(now, token);
         let Some(request) = self.requests.get_mut(token) else { return };
         let connection_token = request.client.connection();
         let Some(connection) = self.connections.get_mut(connection_token) else { return };

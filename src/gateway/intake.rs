@@ -9,7 +9,7 @@ use super::measure;
 use super::request::{Client, Request, Stage, Work};
 use super::worker::{Source, Worker};
 use crate::backend::engine::Call;
-use crate::backend::{self, Failure};
+use crate::backend::{self, Failure, embeddings};
 use crate::clock::Instant;
 use crate::net::Token;
 use crate::net::socket::{self, Incoming};
@@ -331,6 +331,7 @@ impl Worker {
             streamed,
             head: None,
             body: Vec::new(),
+            embeds: self.front.config.post.is_some() && is_embeddings(infer),
         };
         let token = self.front.requests.insert(request);
         match client {
@@ -471,6 +472,10 @@ impl Worker {
         }
         self.front.touch(connection);
     }
+}
+
+fn is_embeddings(infer: &Infer<'_>) -> bool {
+    matches!(infer.input, Input::Api { method, path, .. } if embeddings::is_call(method, path))
 }
 
 fn new_request_id(prng: &mut Prng) -> String {

@@ -14,6 +14,7 @@ mod measure;
 mod request;
 mod request_log;
 mod server;
+mod transform;
 mod worker;
 
 use std::net::SocketAddr;
@@ -24,6 +25,7 @@ use crate::backend::Dialect;
 use crate::backend::builtin::BuiltinConfig;
 use crate::backend::engine::{Target, Timeouts};
 use crate::backend::pool::PoolConfig;
+use crate::post::plan::Plan;
 
 pub use server::{Error, run};
 
@@ -56,6 +58,8 @@ pub struct Config {
     pub api_key: Option<String>,
     /// How long tokens that come fast are gathered; zero: not at all.
     pub coalesce: Duration,
+    /// What is done with embeddings on their way out.
+    pub post: Option<Plan>,
     /// Client connections, over all cores.
     pub connections_max: usize,
 }

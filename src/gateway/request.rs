@@ -103,8 +103,10 @@ pub struct Request {
     pub streamed: bool,
     /// Over HTTP: the answer's head, until the body begins.
     pub head: Option<Box<(u16, String, bool)>>,
-    /// Over HTTP: the body of an answer that goes out whole.
+    /// Over HTTP, and of embeddings: the body of an answer that goes out whole.
     pub body: Vec<u8>,
+    /// Its answer is collected, for its vectors are to be others.
+    pub embeds: bool,
 }
 
 impl Request {

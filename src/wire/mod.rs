@@ -2,6 +2,7 @@
 //! in this folder is the protocol), and the heads, chunks and events of HTTP/1.1.
 
 pub mod chunk;
+pub mod embeddings;
 pub mod field;
 pub mod frame;
 pub mod http1;

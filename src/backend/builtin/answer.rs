@@ -3,6 +3,7 @@
 
 use serde_json::{Value, json};
 
+use super::sampler::{Probabilities, Probability};
 use super::sequence::{End, Sequence};
 use crate::backend::{Output, Tell};
 use crate::clock::Instant;
@@ -37,6 +38,8 @@ pub struct Answer {
     /// The whole body, or the text of each sequence for a plain answer.
     body: Vec<u8>,
     texts: Vec<String>,
+    /// Of each sequence, for a plain answer; empty where they were not asked for.
+    probabilities: Vec<Vec<Value>>,
     ends: Vec<(Option<End>, Value)>,
     began: Instant,
     /// When the last token came.
@@ -71,6 +74,7 @@ impl Answer {
             model: String::new(),
             body: Vec::new(),
             texts: Vec::new(),
+            probabilities: Vec::new(),
             ends: Vec::new(),
             began: Instant::default(),
             latest: Instant::default(),
@@ -98,6 +102,7 @@ impl Answer {
             _ => {
                 model.clone_into(&mut self.model);
                 self.texts = vec![String::new(); sequences];
+                self.probabilities = vec![Vec::new(); sequences];
                 self.ends = vec![(None, Value::Null); sequences];
             }
         }
@@ -113,7 +118,15 @@ impl Answer {
         }
     }
 
-    pub fn piece(&mut self, index: usize, text: &str, tokens: u32, tell: &mut Tell<'_>) {
+    pub fn piece(
+        &mut self,
+        index: usize,
+        text: &str,
+        tokens: u32,
+        probabilities: &[Probabilities],
+        tell: &mut Tell<'_>,
+    ) {
+        let listed = || probabilities.iter().map(|one| listed(one, self.shape));
         match self.shape {
             Shape::Text => {
                 if !text.is_empty() || tokens > 0 {
@@ -121,23 +134,36 @@ impl Answer {
                 }
             }
             Shape::Whole => {}
-            _ if !self.stream => self.texts[index].push_str(text),
+            _ if !self.stream => {
+                let listed: Vec<Value> = listed().collect();
+                self.texts[index].push_str(text);
+                self.probabilities[index].extend(listed);
+            }
             Shape::Native => {
-                let event = json!({
+                let mut event = json!({
                     "index": index, "content": text, "tokens": [], "stop": false,
                     "id_slot": -1, "tokens_predicted": tokens,
                 });
+                if !probabilities.is_empty() {
+                    event["completion_probabilities"] = listed().collect();
+                }
                 self.event(event, tokens, tell);
             }
             Shape::Chat => {
-                let choice =
+                let mut choice =
                     json!({ "finish_reason": null, "index": index, "delta": { "content": text } });
+                if !probabilities.is_empty() {
+                    choice["logprobs"] = json!({ "content": listed().collect::<Value>() });
+                }
                 self.event(self.chunk(json!([choice])), tokens, tell);
             }
             Shape::Completions => {
-                let choice = json!({
+                let mut choice = json!({
                     "text": text, "index": index, "logprobs": null, "finish_reason": null,
                 });
+                if !probabilities.is_empty() {
+                    choice["logprobs"] = json!({ "content": listed().collect::<Value>() });
+                }
                 self.event(self.chunk(json!([choice])), tokens, tell);
             }
         }
@@ -158,13 +184,17 @@ impl Answer {
             Shape::Native => {
                 let text = std::mem::take(&mut self.texts[index]);
                 let word = if let End::Word(word) = end { sequence.stop_word(word) } else { "" };
-                let last = json!({
+                let mut last = json!({
                     "index": index, "content": text, "tokens": [], "id_slot": 0, "stop": true,
                     "model": self.model, "tokens_predicted": sequence.tokens(),
                     "tokens_evaluated": prompt_tokens, "truncated": false,
                     "stop_type": end.stop_type(), "stopping_word": word,
                     "timings": self.timings(prompt_tokens, sequence.tokens()),
                 });
+                let listed = std::mem::take(&mut self.probabilities[index]);
+                if !listed.is_empty() {
+                    last["completion_probabilities"] = listed.into();
+                }
                 if self.stream {
                     self.event(last, 0, tell);
                 } else {
@@ -240,13 +270,17 @@ impl Answer {
 
     fn choice(&self, index: usize) -> Value {
         let reason = self.ends[index].0.map(|end| end.reason().name());
-        let text = &self.texts[index];
-        if self.shape == Shape::Chat {
+        let (text, listed) = (&self.texts[index], &self.probabilities[index]);
+        let mut choice = if self.shape == Shape::Chat {
             let message = json!({ "role": "assistant", "content": text });
             json!({ "finish_reason": reason, "index": index, "message": message })
         } else {
             json!({ "text": text, "index": index, "logprobs": null, "finish_reason": reason })
+        };
+        if !listed.is_empty() {
+            choice["logprobs"] = json!({ "content": listed });
         }
+        choice
     }
 
     /// What every event of the OpenAI form has.
@@ -275,6 +309,23 @@ impl Answer {
         let bytes = format!("data: {json}\n\n");
         tell(Output::Body { bytes: bytes.as_bytes(), tokens });
     }
+}
+
+/// A token's probabilities as llama-server tells them; its own API names the token's number too.
+fn listed(probabilities: &Probabilities, shape: Shape) -> Value {
+    let one = |of: &Probability| {
+        let mut object = json!({
+            "token": String::from_utf8_lossy(&of.bytes), "logprob": of.logarithm,
+            "bytes": of.bytes,
+        });
+        if shape == Shape::Native {
+            object["id"] = of.token.into();
+        }
+        object
+    };
+    let mut object = one(&probabilities.drawn);
+    object["top_logprobs"] = probabilities.top.iter().map(one).collect();
+    object
 }
 
 fn unix_seconds() -> u64 {

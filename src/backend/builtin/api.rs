@@ -4,6 +4,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::answer::{Answer, Shape};
+use super::options::Fields;
 use super::sequence::Sequence;
 use super::{Builtin, Job, text};
 use crate::backend::Failure;
@@ -61,7 +62,11 @@ pub fn start(builtin: &Builtin, method: &str, path: &str, body: &[u8]) -> Result
             "build_info": concat!("cnse-", env!("CARGO_PKG_VERSION")),
         }),
         "/v1/models" | "/models" => {
-            let meta = json!({ "n_vocab": text::VOCABULARY, "n_ctx": 4096, "n_ctx_train": 4096 });
+            let size = match &config.language {
+                Some(language) => language.model.vocabulary().size(),
+                None => text::VOCABULARY as usize,
+            };
+            let meta = json!({ "n_vocab": size, "n_ctx": 4096, "n_ctx_train": 4096 });
             let model = json!({
                 "id": config.model, "object": "model", "created": 0, "owned_by": "cnse",
                 "meta": meta,
@@ -93,14 +98,18 @@ fn post(builtin: &Builtin, path: &str, body: &[u8]) -> Result<Job, Failure> {
     let request: Request = serde_json::from_slice(body)
         .map_err(|error| bad(format!("the body is not a JSON request: {error}")))?;
     if shape != Shape::Whole {
-        return generate(builtin, shape, request);
+        let fields = match builtin.sampler {
+            Some(_) => Fields::of(body)?,
+            None => Fields::default(),
+        };
+        return generate(builtin, shape, request, &fields);
     }
     let answer = match path {
-        "/tokenize" => tokenize(&request)?,
+        "/tokenize" => tokenize(builtin, &request)?,
         "/detokenize" => {
             let mut bytes = Vec::new();
             for &token in request.tokens.iter().flatten() {
-                if !text::detokenize(token, &mut bytes) {
+                if !detokenize(builtin, token, &mut bytes) {
                     return Err(bad(format!("token {token} is not in the vocabulary")));
                 }
             }
@@ -110,18 +119,23 @@ fn post(builtin: &Builtin, path: &str, body: &[u8]) -> Result<Job, Failure> {
             let messages = request.messages.unwrap_or_default();
             json!({ "prompt": render(messages.to_string().as_bytes())? })
         }
-        _ => embed(&request, path != "/embedding")?,
+        _ => embed(builtin, &request, path != "/embedding")?,
     };
     Ok(whole(builtin, &answer))
 }
 
-fn generate(builtin: &Builtin, shape: Shape, request: Request) -> Result<Job, Failure> {
+fn generate(
+    builtin: &Builtin,
+    shape: Shape,
+    request: Request,
+    fields: &Fields,
+) -> Result<Job, Failure> {
     let prompts = match shape {
         Shape::Chat => {
             let messages = request.messages.ok_or_else(|| bad("messages is missing"))?;
             vec![render(messages.to_string().as_bytes())?]
         }
-        _ => texts(&request.prompt.ok_or_else(|| bad("prompt is missing"))?, "prompt")?,
+        _ => texts(builtin, &request.prompt.ok_or_else(|| bad("prompt is missing"))?, "prompt")?,
     };
     let choices = request.n.unwrap_or(1);
     let count = prompts.len().saturating_mul(choices);
@@ -152,11 +166,11 @@ fn generate(builtin: &Builtin, shape: Shape, request: Request) -> Result<Job, Fa
     let mut sequences = Vec::with_capacity(count);
     for prompt in &prompts {
         for choice in 0..choices as u64 {
-            let source = builtin.source(prompt, seed.wrapping_add(choice));
+            let source = builtin.source(prompt, seed, choice, fields)?;
             sequences.push(Sequence::new(source, max_tokens, stop.clone()));
         }
     }
-    let prompt_tokens = prompts.iter().map(|prompt| text::count_tokens(prompt.as_bytes())).sum();
+    let prompt_tokens = prompts.iter().map(|prompt| builtin.count_tokens(prompt)).sum();
     let include_usage = request.stream_options.and_then(|options| options.include_usage);
     let id = prng::hash(builtin.jobs, &seed.to_le_bytes());
     let stream = request.stream.unwrap_or(false);
@@ -196,12 +210,23 @@ pub fn render(messages: &[u8]) -> Result<String, Failure> {
     Ok(prompt)
 }
 
-fn tokenize(request: &Request) -> Result<Value, Failure> {
+fn detokenize(builtin: &Builtin, token: u32, out: &mut Vec<u8>) -> bool {
+    let Some(language) = &builtin.config.language else { return text::detokenize(token, out) };
+    let piece = language.model.vocabulary().piece(token);
+    out.extend_from_slice(piece.unwrap_or_default());
+    piece.is_some()
+}
+
+fn tokenize(builtin: &Builtin, request: &Request) -> Result<Value, Failure> {
     let content = request.content.as_ref().and_then(Value::as_str);
-    let tokens = text::tokenize(content.ok_or_else(|| bad("content is missing"))?.as_bytes());
+    let content = content.ok_or_else(|| bad("content is missing"))?.as_bytes();
+    let tokens = match &builtin.config.language {
+        Some(language) => language.model.vocabulary().tokenize(content),
+        None => text::tokenize(content),
+    };
     let piece = |&token: &u32| {
         let mut bytes = Vec::new();
-        text::detokenize(token, &mut bytes);
+        detokenize(builtin, token, &mut bytes);
         let piece = match String::from_utf8(bytes) {
             Ok(text) => Value::String(text),
             Err(error) => error.into_bytes().into(),
@@ -215,9 +240,9 @@ fn tokenize(request: &Request) -> Result<Value, Failure> {
     })
 }
 
-fn embed(request: &Request, openai: bool) -> Result<Value, Failure> {
+fn embed(builtin: &Builtin, request: &Request, openai: bool) -> Result<Value, Failure> {
     let input = request.input.as_ref().or(request.content.as_ref());
-    let inputs = texts(input.ok_or_else(|| bad("input is missing"))?, "input")?;
+    let inputs = texts(builtin, input.ok_or_else(|| bad("input is missing"))?, "input")?;
     let dimensions = request.dimensions.unwrap_or(DIMENSIONS_DEFAULT);
     if dimensions == 0 || dimensions > DIMENSIONS_MAX {
         return Err(bad(format!(
@@ -228,7 +253,7 @@ fn embed(request: &Request, openai: bool) -> Result<Value, Failure> {
     let mut tokens = 0;
     let mut data = Vec::with_capacity(inputs.len());
     for (index, input) in inputs.iter().enumerate() {
-        tokens += text::count_tokens(input.as_bytes());
+        tokens += builtin.count_tokens(input);
         let vector = text::embed(input.as_bytes(), dimensions);
         let embedding = if !openai {
             json!([vector])
@@ -249,12 +274,12 @@ fn embed(request: &Request, openai: bool) -> Result<Value, Failure> {
 }
 
 /// One text or several; lists of tokens are texts too.
-fn texts(value: &Value, name: &str) -> Result<Vec<String>, Failure> {
+fn texts(builtin: &Builtin, value: &Value, name: &str) -> Result<Vec<String>, Failure> {
     let of_tokens = |tokens: &[Value]| {
         let mut bytes = Vec::new();
         let known = tokens.iter().all(|token| {
             let token = token.as_u64().and_then(|token| u32::try_from(token).ok());
-            token.is_some_and(|token| text::detokenize(token, &mut bytes))
+            token.is_some_and(|token| detokenize(builtin, token, &mut bytes))
         });
         known.then(|| String::from_utf8_lossy(&bytes).into_owned())
     };

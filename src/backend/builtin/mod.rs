@@ -3,24 +3,33 @@
 //!
 //! It answers as a llama-server does, over the same paths and in the same shapes, with text of its
 //! own (`text`), or with the prompt itself in echo mode. Its text never ends by itself:
-//! `max_tokens` ends it (64 when absent), or a stop word; an echo ends with the prompt. Delays
-//! before the first token and between tokens are simulated, fixed or drawn from a log-normal
-//! distribution; without any, an answer is complete within one step.
+//! `max_tokens` ends it (64 when absent), or a stop word; an echo ends with the prompt. With a
+//! vocabulary of its own (`ngrams`) it is a small language model instead, whose tokens are drawn
+//! from logits as a request's parameters say, and which ends its answers itself. Delays before the
+//! first token and between tokens are simulated, fixed or drawn from a log-normal distribution;
+//! without any, an answer of the first two is complete within one step.
 
 mod answer;
 mod api;
+pub mod ngrams;
+mod options;
+pub mod sampler;
 mod sequence;
 pub mod text;
+pub mod vocabulary;
 
+use std::cell::RefCell;
 use std::rc::Rc;
 use std::time::Duration;
 
 use self::answer::{Answer, Shape};
+use self::options::Fields;
+use self::sampler::{Language, Sampler};
 use self::sequence::{Sequence, Source};
 use super::{Failure, Finished, Output, Tell};
 use crate::clock::Instant;
 use crate::prng::{self, Prng};
-use crate::wire::frame::FinishReason;
+use crate::wire::frame::{ErrorCode, FinishReason};
 use crate::wire::message::{Infer, Input};
 
 /// Tokens of an answer whose request says nothing.
@@ -95,6 +104,8 @@ pub struct BuiltinConfig {
     pub slots: u32,
     /// The seed of requests that name none, and of the delays.
     pub seed: u64,
+    /// The language model; None: words without end, which cost next to nothing.
+    pub language: Option<Language>,
 }
 
 /// The built-in backend of one core.
@@ -102,6 +113,7 @@ pub struct BuiltinConfig {
 pub struct Builtin {
     config: Rc<BuiltinConfig>,
     jobs: u64,
+    sampler: Option<Rc<RefCell<Sampler>>>,
 }
 
 /// A request's answer in the making.
@@ -129,7 +141,8 @@ pub enum Next {
 impl Builtin {
     /// A backend like `config`.
     pub fn new(config: BuiltinConfig) -> Builtin {
-        Builtin { config: Rc::new(config), jobs: 0 }
+        let sampler = config.language.clone().map(|l| Rc::new(RefCell::new(Sampler::new(l))));
+        Builtin { config: Rc::new(config), jobs: 0, sampler }
     }
 
     /// The job that answers `infer`, and whether the client asked for server-sent events.
@@ -139,23 +152,27 @@ impl Builtin {
     pub fn start(&mut self, infer: &Infer<'_>) -> Result<Job, Failure> {
         self.jobs += 1;
         match infer.input {
-            Input::Prompt(prompt) => Ok(self.text_job(infer, prompt)),
+            Input::Prompt(prompt) => self.text_job(infer, prompt),
             Input::Messages(messages) => {
                 let prompt = api::render(messages.as_bytes())?;
-                Ok(self.text_job(infer, &prompt))
+                self.text_job(infer, &prompt)
             }
             Input::Api { method, path, body } => api::start(self, method, path, body),
         }
     }
 
-    fn text_job(&self, infer: &Infer<'_>, prompt: &str) -> Job {
+    fn text_job(&self, infer: &Infer<'_>, prompt: &str) -> Result<Job, Failure> {
         let seed = infer.seed.unwrap_or(self.config.seed);
-        let source = self.source(prompt, seed);
+        let fields = match self.sampler {
+            Some(_) => Fields::of_infer(infer)?,
+            None => Fields::default(),
+        };
+        let source = self.source(prompt, seed, 0, &fields)?;
         let max_tokens = self.max_tokens(infer.max_tokens);
         let stop = infer.stop.iter().map(|&word| word.to_owned()).collect();
         let sequence = Sequence::new(source, max_tokens, stop);
-        let prompt_tokens = text::count_tokens(prompt.as_bytes());
-        self.job(vec![sequence], Answer::text(), prompt_tokens, seed)
+        let prompt_tokens = self.count_tokens(prompt);
+        Ok(self.job(vec![sequence], Answer::text(), prompt_tokens, seed))
     }
 
     fn job(&self, sequences: Vec<Sequence>, answer: Answer, prompt_tokens: u32, seed: u64) -> Job {
@@ -164,11 +181,33 @@ impl Builtin {
         Job { config, prng, sequences, answer, prompt_tokens, began: false, waited: false }
     }
 
-    fn source(&self, prompt: &str, seed: u64) -> Source {
+    /// Where sequence `number` of a request comes from.
+    fn source(
+        &self,
+        prompt: &str,
+        seed: u64,
+        number: u64,
+        fields: &Fields,
+    ) -> Result<Source, Failure> {
         if self.config.echo {
-            Source::echo(prompt)
-        } else {
-            Source::Generated(text::Generator::new(seed, prompt.as_bytes()))
+            return Ok(Source::echo(prompt));
+        }
+        let (Some(language), Some(sampler)) = (&self.config.language, &self.sampler) else {
+            let seed = seed.wrapping_add(number);
+            return Ok(Source::Generated(text::Generator::new(seed, prompt.as_bytes())));
+        };
+        let vocabulary = language.model.vocabulary();
+        let mut options = fields.options(seed, vocabulary)?;
+        // Requests of one seed are not to share their randomness.
+        options.params.stream = prng::hash(number, prompt.as_bytes());
+        let tokens = vocabulary.tokenize(prompt.as_bytes());
+        Ok(Source::Model(sampler::Sequence::new(sampler, tokens, options)))
+    }
+
+    fn count_tokens(&self, text: &str) -> u32 {
+        match &self.config.language {
+            None => text::count_tokens(text.as_bytes()),
+            Some(language) => language.model.vocabulary().tokenize(text.as_bytes()).len() as u32,
         }
     }
 
@@ -210,18 +249,28 @@ impl Job {
             self.answer.begin(now, &self.config.model, self.sequences.len(), tell);
         }
         let at_once = self.config.itl == Delay::NONE;
+        // A token of each request a turn, so that one batch serves all.
+        let is_model = self.sequences.iter().any(Sequence::is_model);
         let mut told = 0;
         loop {
             for (index, sequence) in self.sequences.iter_mut().enumerate() {
                 if sequence.ended().is_some() {
                     continue;
                 }
-                let batch = at_once && self.answer.shape() == Shape::Text;
+                let batch = at_once && !is_model && self.answer.shape() == Shape::Text;
                 let budget = if batch { room.clamp(1, STEP_BYTES) } else { 1 };
                 let (piece, tokens) = sequence.next(budget);
                 told += piece.len().max(1);
                 room = room.saturating_sub(piece.len());
-                self.answer.piece(index, &piece, tokens, tell);
+                if let Some(refused) = sequence.refused() {
+                    let message = format!("no token can be drawn: {refused}");
+                    tell(Output::Fail(Failure::request(ErrorCode::BadRequest, message)));
+                    return Next::Finished;
+                }
+                let probabilities = sequence.take_probabilities();
+                if !is_model || tokens > 0 || !piece.is_empty() {
+                    self.answer.piece(index, &piece, tokens, &probabilities, tell);
+                }
                 if let Some(end) = sequence.ended() {
                     self.answer.sequence_end(now, index, sequence, end, self.prompt_tokens, tell);
                 }
@@ -229,7 +278,7 @@ impl Job {
             if self.sequences.iter().all(|sequence| sequence.ended().is_some()) {
                 break;
             }
-            if !at_once || told >= STEP_BYTES {
+            if !at_once || is_model || told >= STEP_BYTES {
                 self.waited = at_once;
                 return Next::Wait(Duration::ZERO);
             }

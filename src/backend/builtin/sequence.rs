@@ -1,13 +1,16 @@
 //! One sequence of tokens: where they come from, and what ends them.
 
+use super::sampler::{self, Drawn, Probabilities};
 use super::text::{Generator, TOKEN_BYTES_MAX, count_tokens, next_token};
 use crate::wire::frame::FinishReason;
 
 /// Where tokens come from.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub enum Source {
     /// The generator.
     Generated(Generator),
+    /// The language model.
+    Model(sampler::Sequence),
     /// The prompt, from `at` on.
     Echo {
         /// The prompt.
@@ -57,6 +60,10 @@ pub struct Sequence {
     tokens: u32,
     tokens_max: u32,
     ended: Option<End>,
+    /// Of the tokens of the last step, where they were asked for.
+    probabilities: Vec<Probabilities>,
+    /// Why no token could be drawn.
+    refused: Option<String>,
 }
 
 impl Source {
@@ -71,6 +78,7 @@ impl Source {
         let before = out.len();
         let mut tokens = 0;
         match self {
+            Source::Model(_) => unreachable!("its tokens come one by one"),
             Source::Generated(generator) => {
                 while tokens < tokens_max
                     && (tokens == 0 || out.len() + TOKEN_BYTES_MAX <= before + budget)
@@ -109,7 +117,11 @@ impl Source {
     }
 
     fn is_at_end(&self) -> bool {
-        matches!(self, Source::Echo { text, at } if *at == text.len())
+        match self {
+            Source::Generated(_) => false,
+            Source::Model(sequence) => sequence.ended,
+            Source::Echo { text, at } => *at == text.len(),
+        }
     }
 }
 
@@ -120,7 +132,9 @@ impl Sequence {
         if tokens_max == 0 {
             ended = Some(End::Limit);
         }
-        Sequence { source, stop, held: String::new(), tokens: 0, tokens_max, ended }
+        let (held, probabilities) = (String::new(), Vec::new());
+        let (tokens, refused) = (0, None);
+        Sequence { source, stop, held, tokens, tokens_max, ended, probabilities, refused }
     }
 
     /// The text of the next tokens, and how many they are: one, or those of about `budget` bytes.
@@ -128,7 +142,21 @@ impl Sequence {
         let mut text = std::mem::take(&mut self.held);
         // With stop words each token must be looked at: what follows one was never generated.
         let budget = if self.stop.is_empty() { budget } else { 1 };
-        let tokens = self.source.next(&mut text, budget, self.tokens_max - self.tokens);
+        let left = self.tokens_max - self.tokens;
+        let tokens = match &mut self.source {
+            Source::Model(sequence) => match sequence.draw() {
+                Ok(Drawn { token, text: piece, probabilities }) => {
+                    text.push_str(&piece);
+                    self.probabilities.extend(probabilities.filter(|_| token.is_some()));
+                    u32::from(token.is_some())
+                }
+                Err(refusal) => {
+                    self.refused = Some(refusal.to_string());
+                    0
+                }
+            },
+            source => source.next(&mut text, budget, left),
+        };
         self.tokens = self.tokens.saturating_add(tokens);
         if self.source.is_at_end() {
             self.ended = Some(End::Source);
@@ -142,7 +170,26 @@ impl Sequence {
             let keep = self.stop_begins_at(&text);
             self.held = text.split_off(keep);
         }
+        if self.ended.is_some() && self.is_model() {
+            // Its place among the model's rows is free for another.
+            self.source = Source::echo("");
+        }
         (text, tokens)
+    }
+
+    /// Whether its tokens are drawn one by one, with those of other requests.
+    pub fn is_model(&self) -> bool {
+        matches!(self.source, Source::Model(_))
+    }
+
+    /// The probabilities of what `next` told, where they were asked for.
+    pub fn take_probabilities(&mut self) -> Vec<Probabilities> {
+        std::mem::take(&mut self.probabilities)
+    }
+
+    /// Why no token could be drawn, if so.
+    pub fn refused(&self) -> Option<&str> {
+        self.refused.as_deref()
     }
 
     /// Why it ended, if it has.

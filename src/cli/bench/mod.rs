@@ -2,6 +2,7 @@
 
 mod compare;
 mod gateway;
+mod gpu;
 mod guard;
 mod latency;
 mod load;
@@ -27,6 +28,7 @@ examples:
   cnse bench report monday.json --html monday.html
   cnse bench compare monday.json tuesday.json --fail-if \"ttft_ms_p99 > +5%\"
   cnse bench rerun monday.json
+  cnse bench gpu
 ";
 
 pub const COMMANDS: &[Command] = &[
@@ -78,6 +80,13 @@ pub const COMMANDS: &[Command] = &[
         help: report::HELP,
         flags: report::FLAGS,
         run: Run::With(report::run),
+    },
+    Command {
+        name: "gpu",
+        summary: "kernels, launches, transfers, overlap and memory of an NVIDIA card",
+        help: gpu::HELP,
+        flags: gpu::FLAGS,
+        run: Run::With(gpu::run),
     },
     Command {
         name: "rerun",

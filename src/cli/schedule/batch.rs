@@ -15,6 +15,7 @@ use crate::batch::attempt::{Prompt, PromptOptions, Work};
 use crate::batch::factory::{BatchFactory, Config, RETRIES_DEFAULT, TIMEOUT_DEFAULT};
 use crate::batch::input::{DoneSet, FileSource, RepeatSource};
 use crate::batch::journal::{Journal, load};
+use crate::batch::matrix::{self, MatrixPlan};
 use crate::batch::merge::{MergePlan, Merged, Rows, merge};
 use crate::batch::retry::Backoff;
 use crate::batch::row::RowOptions;
@@ -25,6 +26,9 @@ use crate::batch::spool::Spool;
 use crate::cli::Error;
 use crate::cli::flags::Parsed;
 use crate::net::Waker;
+use crate::post::matrix::Matrix;
+use crate::post::plan::Plan;
+use crate::post::threads;
 use crate::sched::collect::{Fault, Staged};
 use crate::sched::fabric::Fabric;
 use crate::sched::tasks::{Rank, Span};
@@ -41,6 +45,8 @@ pub struct BatchJob {
     options: Arc<RowOptions>,
     files: Option<Files>,
     ordered: bool,
+    /// What is made of the output at the end.
+    matrix: Option<MatrixPlan>,
     retry_failed: bool,
     retries: u32,
     timeout: Duration,
@@ -139,8 +145,10 @@ impl BatchJob {
             common,
             input,
             options: Arc::new(options),
+            // A matrix has the order of the input, and is made of the output.
+            ordered: parsed.has("ordered") || parsed.has("post"),
+            matrix: matrix_plan(parsed, is_rows, files.as_ref())?,
             files,
-            ordered: parsed.has("ordered"),
             retry_failed: parsed.has("retry-failed"),
             retries: parsed.number("retries", 0, 1000)?.unwrap_or(RETRIES_DEFAULT),
             timeout: parsed.duration("timeout")?.unwrap_or(TIMEOUT_DEFAULT),
@@ -282,6 +290,10 @@ impl Job for BatchJob {
         // Rank 0 locks the job before anybody reads what earlier runs left.
         if let (Some(files), Rank(0)) = (&self.files, rank) {
             held.journal = Some(journal(&files.folder, rank, wake.clone())?);
+            if let Some((_, corpus)) = self.matrix.as_ref().and_then(|m| m.plan.topk.as_ref()) {
+                // Not only found missing when all is embedded.
+                Matrix::open(corpus).map_err(|error| format!("--post: {error}"))?;
+            }
             if matches!(self.input, Input::Pipe) {
                 let spool = Spool::start(&files.folder, std::io::stdin(), wake.clone());
                 held.spool = Some(spool.map_err(|error| error.to_string())?);
@@ -378,12 +390,46 @@ impl Job for BatchJob {
         let (Some(plan), Some(files)) = (self.merge_plan(), &self.files) else { return Ok(true) };
         let merged = merge(&plan).map_err(|error| error.to_string())?;
         say(&merged, files);
+        if let Some(plan) = self.matrix.as_ref().filter(|_| merged.missing == 0) {
+            let made = matrix::make(plan).map_err(|error| error.to_string())?;
+            let rows = made.rows;
+            log::info!("{rows} embeddings of {} dimensions in {:?}", made.dims, plan.matrix);
+            if let Some(topk) = made.topk {
+                log::info!("the nearest rows of each in {topk:?}");
+            }
+        }
         Ok(merged.failed + merged.bad + merged.duplicates + merged.missing == 0)
     }
 
     fn advice(&self) -> &'static str {
         if self.files.is_some() { "; the same command goes on where it stopped" } else { "" }
     }
+}
+
+/// `--post` and `--matrix`.
+fn matrix_plan(
+    parsed: &Parsed,
+    is_rows: bool,
+    files: Option<&Files>,
+) -> Result<Option<MatrixPlan>, String> {
+    let matrix = parsed.text("matrix").map(PathBuf::from);
+    let (Some(text), Some(files), true) = (parsed.text("post"), files, is_rows) else {
+        return match (parsed.has("post"), matrix) {
+            (true, _) => Err("--post is for --input, whose rows call /v1/embeddings".to_owned()),
+            (false, Some(_)) => Err("--matrix is written with --post STEPS".to_owned()),
+            (false, None) => Ok(None),
+        };
+    };
+    let plan = Plan::parse(text).map_err(|error| format!("--post: {error}"))?;
+    let matrix = matrix.unwrap_or_else(|| files.output.with_extension("npy"));
+    if !matrix.extension().is_some_and(|extension| extension == "npy" || extension == "jsonl") {
+        return Err(format!("--matrix {matrix:?}: its name must end in .npy or .jsonl"));
+    }
+    if [&files.output, &files.errors].contains(&&matrix) {
+        return Err(format!("--matrix {matrix:?}: results or failed rows go there"));
+    }
+    let (output, threads) = (files.output.clone(), threads::cores());
+    Ok(Some(MatrixPlan { plan, output, matrix, threads }))
 }
 
 fn journal(

@@ -27,6 +27,8 @@ examples:
   mpirun -np 4 cnse schedule --server http://127.0.0.1:8090 --iters 1000 --inflight 16 \\
     --n_predict 64 --prompt \"What is AI?\"
   cnse schedule --input rows.jsonl --dry-run
+  cnse schedule --input texts.jsonl --output texts.out.jsonl --server http://127.0.0.1:8090 \\
+    --post normalize,truncate=256,quantize=int8 --matrix texts.npy
   cnse schedule --simulate lognormal:50ms,1 --iters 1000 --ranks 8 --skew all-on-one
   cnse schedule --plan 1024 --simulate lognormal:1s,1 --iters 102400 --skew all-on-one
 
@@ -43,6 +45,18 @@ pub const FLAGS: &[Flag] = &[
     Flag::new("output", "FILE", "where results go; FILE.parts is the journal until then"),
     Flag::new("errors", "FILE", "where failed rows go, as rows (OUTPUT.errors.jsonl)"),
     Flag::switch("ordered", "results in the order of the input, not of completion"),
+    Flag::new(
+        "post",
+        "STEPS",
+        "what becomes of embeddings: normalize, truncate=N, quantize=int8 or binary, \
+         topk=K:CORPUS.npy, with commas",
+    ),
+    Flag::new(
+        "matrix",
+        "FILE",
+        "--post: where the vectors go, .npy or .jsonl, with their names in FILE.ids.jsonl \
+         (OUTPUT.npy)",
+    ),
     Flag::switch("retry-failed", "ask rows again that failed in an earlier run"),
     Flag::switch("dry-run", "look at the whole input, and send nothing"),
     Flag::new("prompt", "TEXT", "instead of rows: one prompt, --iters times"),

@@ -1,0 +1,203 @@
+// The nearest rows of a corpus: scores of a part of it, and the k nearest so far. Scores, and the order of each sum,
+// stand in src/post/embedding/search.rs, whose bits these kernels give.
+//
+//   score_*        grid: as score.cuh says, 256 threads
+//   keep_nearest   grid: a block of 512 threads for each query
+//
+// 8 lanes that have a row hold four of the 32 partial sums each, since they load float4s. -fmad=false: nothing is
+// contracted.
+
+#include "score.cuh"
+
+// Partial sums 4 l to 4 l + 3 are in lane l of 8; the sum is in lane 0.
+__device__ __forceinline__ float tree8(float p[4]) {
+#pragma unroll
+    for (int half = 4; half > 0; half /= 2) {
+#pragma unroll
+        for (int c = 0; c < 4; c++) p[c] += __shfl_down_sync(FULL, p[c], half, 8);
+    }
+    return (p[0] + p[2]) + (p[1] + p[3]);
+}
+
+template <bool ALIGNED> __device__ __forceinline__ float4 load4(const float *row, unsigned i, unsigned dims);
+template <> __device__ __forceinline__ float4 load4<true>(const float *row, unsigned i, unsigned dims) {
+    return i < dims ? __ldg((const float4 *)(row + i)) : make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+}
+template <> __device__ __forceinline__ float4 load4<false>(const float *row, unsigned i, unsigned dims) {
+    float4 v;
+    v.x = i < dims ? __ldg(row + i) : 0.0f;
+    v.y = i + 1 < dims ? __ldg(row + i + 1) : 0.0f;
+    v.z = i + 2 < dims ? __ldg(row + i + 2) : 0.0f;
+    v.w = i + 3 < dims ? __ldg(row + i + 3) : 0.0f;
+    return v;
+}
+
+__device__ __forceinline__ void add4(float p[4], float4 a, float4 b) {
+    p[0] += a.x * b.x;
+    p[1] += a.y * b.y;
+    p[2] += a.z * b.z;
+    p[3] += a.w * b.w;
+}
+
+// 8 lanes have R rows, each against Q queries.
+template <int Q, int R, bool ALIGNED>
+__device__ __forceinline__ void score_f32(const float *rows, unsigned count, unsigned dims, const float *queries,
+                                          const float *lengths, unsigned query_count, unsigned first, Found found,
+                                          unsigned *bad) {
+    unsigned g = threadIdx.x & 7, tiles = (query_count + Q - 1) / Q;
+    unsigned query = blockIdx.x % tiles * Q, row = (blockIdx.x / tiles * 32 + (threadIdx.x >> 3)) * R;
+    const float *at[R], *of[Q];
+    float sums[Q][R][4], squares[R][4];
+#pragma unroll
+    for (int r = 0; r < R; r++) at[r] = rows + (size_t)min(row + r, count - 1) * dims;
+#pragma unroll
+    for (int q = 0; q < Q; q++) of[q] = queries + (size_t)min(query + q, query_count - 1) * dims;
+#pragma unroll
+    for (int r = 0; r < R; r++) {
+#pragma unroll
+        for (int c = 0; c < 4; c++) {
+            squares[r][c] = 0.0f;
+#pragma unroll
+            for (int q = 0; q < Q; q++) sums[q][r][c] = 0.0f;
+        }
+    }
+#pragma unroll 2
+    for (unsigned i = 4 * g; i < dims + 4 * g; i += 32) {
+        float4 v[R];
+#pragma unroll
+        for (int r = 0; r < R; r++) {
+            v[r] = load4<ALIGNED>(at[r], i, dims);
+            add4(squares[r], v[r], v[r]);
+        }
+#pragma unroll
+        for (int q = 0; q < Q; q++) {
+            float4 w = load4<ALIGNED>(of[q], i, dims);
+#pragma unroll
+            for (int r = 0; r < R; r++) add4(sums[q][r], w, v[r]);
+        }
+    }
+#pragma unroll
+    for (int r = 0; r < R; r++) {
+        float square = tree8(squares[r]), length = __fsqrt_rn(square);
+        bool is_there = g == 0 && row + r < count;
+        if (is_there && !(square <= 3.40282347e38f)) atomicMin(bad, first + row + r);
+#pragma unroll
+        for (int q = 0; q < Q; q++) {
+            float dot = tree8(sums[q][r]);
+            if (is_there && query + q < query_count)
+                found.add(query + q, cosine(dot, lengths[query + q], length), first + row + r);
+        }
+    }
+}
+
+#define SCORE_F32(NAME, Q, R, ALIGNED)                                                                               \
+    extern "C" __global__ void __launch_bounds__(256) score_f32_##NAME(                                              \
+        const float *rows, unsigned count, unsigned dims, const float *queries, const float *lengths,                \
+        unsigned query_count, unsigned first, const unsigned long long *bounds, unsigned *counts,                    \
+        unsigned long long *keys, unsigned room, unsigned *bad) {                                                    \
+        Found found = {bounds, counts, keys, room};                                                                  \
+        score_f32<Q, R, ALIGNED>(rows, count, dims, queries, lengths, query_count, first, found, bad);               \
+    }
+SCORE_F32(1, 1, 4, true)
+SCORE_F32(4, 4, 2, true)
+SCORE_F32(8, 8, 2, true)
+SCORE_F32(odd, 2, 2, false)
+
+// Sums are integers, so that their order is of no account.
+// For cards before compute capability 6.1; search_int8.cu has the others. The compiler would make dp4a of shifts.
+struct Products {
+    static const bool HAS_LENGTH = true;
+    template <int S> __device__ static __forceinline__ int part(unsigned word) {
+        int value;
+        asm("bfe.s32 %0, %1, %2, 8;" : "=r"(value) : "r"(word), "n"(S));
+        return value;
+    }
+    __device__ static __forceinline__ int word(unsigned a, unsigned b, int sum) {
+        sum += part<0>(a) * part<0>(b);
+        sum += part<8>(a) * part<8>(b);
+        sum += part<16>(a) * part<16>(b);
+        return sum + part<24>(a) * part<24>(b);
+    }
+    __device__ static __forceinline__ float score(int sum, float of_query, float length, unsigned) {
+        return cosine((float)sum, of_query, length);
+    }
+};
+
+struct Differences {
+    static const bool HAS_LENGTH = false;
+    __device__ static __forceinline__ int word(unsigned a, unsigned b, int sum) { return sum + __popc(a ^ b); }
+    __device__ static __forceinline__ float score(int sum, float, float, unsigned bytes) {
+        int dims = (int)bytes * 8;
+        return __fdiv_rn((float)(dims - 2 * sum), (float)dims);
+    }
+};
+
+SCORE_BYTES(int8_1, Products, 1, 4, true)
+SCORE_BYTES(int8_4, Products, 4, 2, true)
+SCORE_BYTES(int8_odd, Products, 2, 2, false)
+SCORE_BYTES(binary_1, Differences, 1, 4, true)
+SCORE_BYTES(binary_4, Differences, 4, 4, true)
+SCORE_BYTES(binary_odd, Differences, 2, 2, false)
+
+
+// --- Select: the k largest of the keys that were kept and those that were appended ---
+
+// `from` has kept[q] keys of query q at q * k, `to` room for k. All keys differ, so the result does not depend on
+// the order in which they were appended. Radix select: 8 bits a pass, from the highest.
+extern "C" __global__ void __launch_bounds__(512)
+keep_nearest(const unsigned long long *from, unsigned long long *to, unsigned *kept, unsigned long long *bounds,
+       unsigned *counts, const unsigned long long *keys, unsigned room, unsigned k) {
+    __shared__ unsigned bins[256], taken, digit, above;
+    unsigned query = blockIdx.x, old = kept[query], count = counts[query], all = old + count;
+    const unsigned long long *old_keys = from + (size_t)query * k, *new_keys = keys + (size_t)query * room;
+    unsigned long long prefix = 0, mask = 0;
+    unsigned wanted = min(k, all);
+    if (all > k) {
+        for (int shift = 56; shift >= 0; shift -= 8) {
+            for (unsigned i = threadIdx.x; i < 256; i += blockDim.x) bins[i] = 0;
+            __syncthreads();
+            for (unsigned i = threadIdx.x; i < all; i += blockDim.x) {
+                unsigned long long key = i < old ? old_keys[i] : new_keys[i - old];
+                if ((key & mask) == prefix) atomicAdd(&bins[key >> shift & 255], 1u);
+            }
+            __syncthreads();
+            // A warp looks for the bin in which the last wanted key is, from the highest: 8 bins a lane.
+            if (threadIdx.x < 32) {
+                unsigned top = 255 - 8 * threadIdx.x, own = 0;
+                for (unsigned b = 0; b < 8; b++) own += bins[top - b];
+                unsigned sum = own;
+                for (int step = 1; step < 32; step *= 2) {
+                    unsigned other = __shfl_up_sync(FULL, sum, step);
+                    if (threadIdx.x >= step) sum += other;
+                }
+                unsigned before = sum - own;
+                if (before < wanted && wanted <= sum) {
+                    while (before + bins[top] < wanted) before += bins[top--];
+                    digit = top;
+                    above = before;
+                }
+            }
+            __syncthreads();
+            wanted -= above;
+            prefix |= (unsigned long long)digit << shift;
+            mask |= 255ull << shift;
+            bool is_whole = bins[digit] == wanted;
+            __syncthreads();
+            // Everything with this prefix is wanted.
+            if (is_whole) break;
+        }
+    }
+    if (threadIdx.x == 0) taken = 0;
+    __syncthreads();
+    for (unsigned i = threadIdx.x; i < all; i += blockDim.x) {
+        unsigned long long key = i < old ? old_keys[i] : new_keys[i - old];
+        if (key >= prefix) to[(size_t)query * k + atomicAdd(&taken, 1u)] = key;
+    }
+    __syncthreads();
+    if (threadIdx.x == 0) {
+        kept[query] = min(k, all);
+        counts[query] = 0;
+        // Once there are k, a key below all of them.
+        if (all > k) bounds[query] = prefix == 0 ? 0 : prefix - 1;
+    }
+}

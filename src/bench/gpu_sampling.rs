@@ -1,0 +1,135 @@
+//! What sampling costs on a card: graph replays over rotated inputs, beside a copy on the card.
+
+use crate::cuda::sampling::{SampleError, Sampler, Shape, Type};
+use crate::cuda::{DeviceVec, Error, Event, Lane};
+use crate::post::sampling::{Batch, Logits, Params};
+use crate::prng::Prng;
+
+/// Inputs of a measurement are so many that they are past any second-level cache, up to a bound:
+/// each is a pair of nodes of the graph.
+const INPUT_BYTES_MIN: usize = 256 << 20;
+const INPUTS_MAX: usize = 256;
+/// Replays whose median is the result, after some that warm up.
+const REPLAYS: usize = 15;
+const WARM_UP: usize = 3;
+/// Copied to find the card's bandwidth.
+const COPY_BYTES: usize = 1 << 30;
+
+/// How logits are spread.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Spread {
+    /// Zipf: probability ~ rank^-1.6.
+    Peaked,
+    /// Standard normal.
+    Flat,
+}
+
+/// What is measured.
+#[derive(Clone, Copy, Debug)]
+pub struct Setting {
+    /// Rows.
+    pub rows: usize,
+    /// Logits of a row, of f32.
+    pub vocab: usize,
+    /// How they are spread.
+    pub spread: Spread,
+    /// Of every row; rows have streams of their own.
+    pub params: Params,
+    /// Whether the entropy is wanted.
+    pub entropy: bool,
+}
+
+/// What came out.
+#[derive(Clone, Copy, Debug)]
+pub struct Measured {
+    /// Median time of a batch, in microseconds.
+    pub batch_us: f64,
+    /// Bytes of a batch's logits.
+    pub logits_bytes: usize,
+    /// Inputs that were rotated.
+    pub inputs: usize,
+}
+
+impl Measured {
+    /// Logits, read once, over the time, in bytes a second.
+    pub fn bytes_per_s(&self) -> f64 {
+        self.logits_bytes as f64 / self.batch_us * 1e6
+    }
+}
+
+/// Bytes a second, read and written, of a copy on the card.
+///
+/// # Errors
+/// What the driver says.
+pub fn copy_bytes_per_s(lane: &Lane) -> Result<f64, Error> {
+    let from: DeviceVec<u8> = lane.device(COPY_BYTES)?;
+    let mut to: DeviceVec<u8> = lane.device(COPY_BYTES)?;
+    let milliseconds = median_ms(lane, || lane.copy(&from, &mut to))?;
+    Ok(2.0 * COPY_BYTES as f64 / milliseconds * 1e3)
+}
+
+/// Measures one setting.
+///
+/// # Errors
+/// What the card says.
+pub fn measure(lane: &Lane, sampler: &Sampler, of: &Setting) -> Result<Measured, SampleError> {
+    let (rows, vocab) = (of.rows, of.vocab);
+    let logits_bytes = rows * vocab * 4;
+    let inputs = INPUT_BYTES_MIN.div_ceil(logits_bytes).clamp(2, INPUTS_MAX);
+    let mut prng = Prng::new(1);
+    let base = row(vocab, of.spread, &mut prng);
+    let mut logits = vec![0f32; rows * vocab];
+    let mut uploaded = Vec::new();
+    for _ in 0..inputs {
+        // Rows are one row, turned: each has its likely tokens elsewhere.
+        for row in logits.chunks_mut(vocab) {
+            let turn = prng.below(vocab as u64) as usize;
+            let (start, rest) = row.split_at_mut(vocab - turn);
+            start.copy_from_slice(&base[turn..]);
+            rest.copy_from_slice(&base[..turn]);
+        }
+        uploaded.push(lane.upload(&logits)?);
+        lane.synchronize()?;
+    }
+    let params: Vec<Params> =
+        (0..rows).map(|row| Params { stream: row as u64, ..of.params }).collect();
+    let entropy = of.entropy;
+    let shape = Shape { logits: Type::F32, rows, vocab, top_n: 0, entropy };
+    let mut work = sampler.work(lane, shape)?;
+    let logits = Logits::F32(&logits);
+    work.set(lane, &Batch { logits, vocab, params: &params, edits: &[], top_n: 0, entropy })?;
+    let recording = work.record(lane, &uploaded)?;
+    let milliseconds = median_ms(lane, || recording.replay(lane))?;
+    drop(recording);
+    assert!(work.read().iter().all(Result::is_ok), "a row was not sampled");
+    Ok(Measured { batch_us: milliseconds * 1e3 / inputs as f64, logits_bytes, inputs })
+}
+
+/// One row of logits.
+fn row(vocab: usize, spread: Spread, prng: &mut Prng) -> Vec<f32> {
+    if spread == Spread::Flat {
+        return (0..vocab).map(|_| prng.normal() as f32).collect();
+    }
+    let mut logits: Vec<f32> = (1..=vocab).map(|rank| -1.6 * (rank as f32).ln()).collect();
+    for i in (1..vocab).rev() {
+        logits.swap(i, prng.below(i as u64 + 1) as usize);
+    }
+    logits
+}
+
+/// The median time of what `add` adds to the lane's stream.
+fn median_ms(lane: &Lane, mut add: impl FnMut() -> Result<(), Error>) -> Result<f64, Error> {
+    let (begun, ended) = (Event::open(lane.gpu())?, Event::open(lane.gpu())?);
+    let mut times = Vec::new();
+    for replay in 0..WARM_UP + REPLAYS {
+        begun.record(lane.stream())?;
+        add()?;
+        ended.record(lane.stream())?;
+        lane.synchronize()?;
+        if replay >= WARM_UP {
+            times.push(ended.milliseconds_since(&begun)?);
+        }
+    }
+    times.sort_by(f64::total_cmp);
+    Ok(times[REPLAYS / 2])
+}

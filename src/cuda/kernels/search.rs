@@ -1,0 +1,374 @@
+//! The nearest rows of a corpus that need not fit on the card: `cuda/search.cu`. Scores are those
+//! of `post::embedding::search`, to the bit, and so is the order.
+//!
+//! ```text
+//! host rows --threads--> 2 pinned blocks --copy stream--> 2 blocks on the card
+//!                                                            |  score_*: keys above the bound
+//!                                                            v
+//!                      k nearest so far, their bound  <--  keep_nearest
+//! ```
+//!
+//! A part of the corpus is scored at once: the first is small, since until there are k nearest
+//! nothing can be left out, and each has at most as many rows as there is room for keys.
+
+use std::sync::Arc;
+
+use super::embedding::Fault;
+use crate::cuda::{
+    Arguments, DeviceVec, Error, Event, Family, Function, Gpu, Grid, Lane, LaneBounds, PinnedVec,
+    Plain,
+};
+
+/// The kernels of `cuda/search.cu`.
+pub static SEARCH: Family = family!("search");
+/// Those of `cuda/search_int8.cu`.
+pub static SEARCH_INT8: Family = family!("search_int8", (6, 1));
+
+const THREADS: u32 = 256;
+const SELECT_THREADS: u32 = 512;
+/// Groups of 8 threads in a block of `score_*`.
+const GROUPS: usize = 32;
+/// Rows of the first part.
+const FIRST_ROWS: u64 = 8 << 10;
+/// Keys of all queries that a part may bring, in bytes, and rows of a part at most.
+const KEY_BYTES_MAX: usize = 64 << 20;
+const PART_ROWS_MAX: u64 = 1 << 20;
+/// One of the two blocks through which rows of the host come.
+const BLOCK_BYTES: usize = 32 << 20;
+/// Threads that copy into a pinned block at most: one alone has a tenth of what the bus carries.
+const COPY_THREADS_MAX: usize = 8;
+
+/// What rows are made of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// 32-bit floats.
+    F32,
+    /// Integers from -127 to 127.
+    Int8,
+    /// Bits.
+    Binary,
+}
+
+impl Kind {
+    /// Bytes of a row.
+    pub fn row_bytes(self, dims: usize) -> usize {
+        match self {
+            Kind::F32 => dims * 4,
+            Kind::Int8 => dims,
+            Kind::Binary => dims / 8,
+        }
+    }
+}
+
+/// A row that is near a query.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Near {
+    /// Its cosine.
+    pub score: f32,
+    /// Its number in the corpus, from 0.
+    pub row: u32,
+}
+
+struct Block {
+    host: PinnedVec<u8>,
+    device: DeviceVec<u8>,
+    copied: Event,
+    scored: Event,
+    used: bool,
+}
+
+/// A search under way.
+pub struct Search<'a> {
+    lane: &'a Lane,
+    score: Function,
+    select: Function,
+    kind: Kind,
+    dims: usize,
+    k: u32,
+    count: u32,
+    queries: DeviceVec<u8>,
+    lengths: Option<DeviceVec<f32>>,
+    /// Queries of a launch's tile, and rows of a group of threads.
+    tile: (u32, usize),
+    room: u32,
+    keys: DeviceVec<u64>,
+    counts: DeviceVec<u32>,
+    kept: DeviceVec<u32>,
+    bounds: DeviceVec<u64>,
+    nearest: [DeviceVec<u64>; 2],
+    side: usize,
+    fault: Fault,
+    rows: u64,
+    copier: Option<(Lane, [Block; 2])>,
+}
+
+impl std::fmt::Debug for Search<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Search({} queries, {} rows)", self.count, self.rows)
+    }
+}
+
+impl<'a> Search<'a> {
+    /// The `k` nearest rows for each of these queries: rows of `kind`, as bytes, and their lengths,
+    /// which binary rows do not have.
+    ///
+    /// # Errors
+    /// `OutOfMemory`, or what the driver says.
+    ///
+    /// # Panics
+    /// The shapes do not fit, or there is no query or k is 0.
+    pub fn open(
+        lane: &'a Lane,
+        kind: Kind,
+        dims: usize,
+        queries: &[u8],
+        lengths: Option<&[f32]>,
+        k: u32,
+    ) -> Result<Search<'a>, Error> {
+        let row_bytes = kind.row_bytes(dims);
+        assert!(row_bytes > 0 && k > 0 && !queries.is_empty());
+        let count = queries.len() / row_bytes;
+        assert_eq!(queries.len(), count * row_bytes, "queries are whole rows");
+        assert!(match lengths {
+            Some(lengths) => lengths.len() == count,
+            None => kind == Kind::Binary,
+        });
+        let room = (KEY_BYTES_MAX / 8 / count).clamp(FIRST_ROWS as usize, PART_ROWS_MAX as usize);
+        let (name, tile) = kernel(kind, row_bytes, count);
+        let is_newer = lane.gpu().facts().capability >= SEARCH_INT8.least;
+        let family = if kind == Kind::Int8 && is_newer { &SEARCH_INT8 } else { &SEARCH };
+        let best = count * k as usize;
+        let mut search = Search {
+            lane,
+            score: lane.gpu().function(family, name)?,
+            select: lane.gpu().function(&SEARCH, "keep_nearest")?,
+            kind,
+            dims,
+            k,
+            count: u32::try_from(count).expect("queries are counted in 32 bits"),
+            queries: lane.upload(queries)?,
+            lengths: lengths.map(|lengths| lane.upload(lengths)).transpose()?,
+            tile,
+            room: u32::try_from(room).expect("parts are small"),
+            keys: lane.device(count * room)?,
+            counts: lane.device(count)?,
+            kept: lane.device(count)?,
+            bounds: lane.device(count)?,
+            nearest: [lane.device(best)?, lane.device(best)?],
+            side: 0,
+            fault: Fault::open(lane)?,
+            rows: 0,
+            copier: None,
+        };
+        lane.fill(&mut search.counts, 0)?;
+        lane.fill(&mut search.kept, 0)?;
+        lane.fill(&mut search.bounds, 0)?;
+        Ok(search)
+    }
+
+    /// Looks at the next rows of the corpus, which are on the card. Does not wait.
+    ///
+    /// # Errors
+    /// What the driver says.
+    ///
+    /// # Panics
+    /// These are no whole rows, or the corpus has more than 2^32 - 1.
+    pub fn add<T: Plain>(&mut self, rows: &DeviceVec<T>) -> Result<(), Error> {
+        self.add_at(rows.at(), rows.bytes())
+    }
+
+    fn add_at(&mut self, at: u64, bytes: usize) -> Result<(), Error> {
+        let row_bytes = self.kind.row_bytes(self.dims);
+        let count = (bytes / row_bytes) as u64;
+        assert_eq!(bytes as u64, count * row_bytes as u64, "rows are whole");
+        assert!(self.rows + count < u64::from(u32::MAX), "rows are counted in 32 bits");
+        let mut done = 0;
+        while done < count {
+            // What is appended grows with the logarithm of how many times more rows there are.
+            let part = (7 * self.rows).clamp(FIRST_ROWS, u64::from(self.room)).min(count - done);
+            self.part(at + done * row_bytes as u64, part as u32)?;
+            done += part;
+        }
+        Ok(())
+    }
+
+    fn part(&mut self, at: u64, rows: u32) -> Result<(), Error> {
+        let (queries, of_group) = self.tile;
+        let of_row = match self.kind {
+            Kind::F32 => self.dims,
+            Kind::Int8 | Kind::Binary => self.kind.row_bytes(self.dims),
+        };
+        let tiles = self.count.div_ceil(queries);
+        let blocks = rows.div_ceil((GROUPS * of_group) as u32);
+        let grid = Grid::line(blocks.checked_mul(tiles).expect("a grid has 31 bits"), THREADS);
+        let lengths = self.lengths.as_ref().map_or(0, DeviceVec::at);
+        let arguments = Arguments::new().with(at).with(rows).with(of_row as u32);
+        let arguments = arguments.with(self.queries.at()).with(lengths).with(self.count);
+        let arguments = arguments.with(self.rows as u32).with(self.bounds.at());
+        let arguments = arguments.with(self.counts.at_mut()).with(self.keys.at_mut());
+        let arguments = arguments.with(self.room).with(self.fault.at_mut());
+        // SAFETY: pointers and counts as the kernel has them. The rows are there, of each query
+        // there is all that the kernel touches, and a part has no more rows than there is room for.
+        unsafe { self.lane.stream().launch(&self.score, grid, &arguments)? };
+        let (from, to) = (self.side, 1 - self.side);
+        let arguments = Arguments::new().with(self.nearest[from].at());
+        let arguments = arguments.with(self.nearest[to].at_mut()).with(self.kept.at_mut());
+        let arguments = arguments.with(self.bounds.at_mut()).with(self.counts.at_mut());
+        let arguments = arguments.with(self.keys.at()).with(self.room).with(self.k);
+        let grid = Grid::line(self.count, SELECT_THREADS);
+        // SAFETY: as above; each side has room for k keys of each query.
+        unsafe { self.lane.stream().launch(&self.select, grid, &arguments)? };
+        self.side = to;
+        self.rows += u64::from(rows);
+        Ok(())
+    }
+
+    /// Looks at the next rows of the corpus, which are on the host: while one block of them is
+    /// scored, the next is copied. Waits until all of them were copied.
+    ///
+    /// # Errors
+    /// `OutOfMemory`, `NoPinned`, or what the driver says.
+    ///
+    /// # Panics
+    /// As `add`.
+    pub fn add_host(&mut self, rows: &[u8]) -> Result<(), Error> {
+        let row_bytes = self.kind.row_bytes(self.dims);
+        assert!(rows.len().is_multiple_of(row_bytes), "rows are whole");
+        let block_bytes = (BLOCK_BYTES / row_bytes).max(1) * row_bytes;
+        let (copier, mut blocks) = match self.copier.take() {
+            Some(copier) => copier,
+            None => open_copier(self.lane.gpu(), block_bytes)?,
+        };
+        let outcome = self.stream_rows(&copier, &mut blocks, rows, block_bytes);
+        // Nothing may be under way when the blocks are dropped.
+        let waited = self.lane.synchronize().and_then(|()| copier.synchronize());
+        self.copier = Some((copier, blocks));
+        outcome.and(waited)
+    }
+
+    fn stream_rows(
+        &mut self,
+        copier: &Lane,
+        blocks: &mut [Block; 2],
+        rows: &[u8],
+        block_bytes: usize,
+    ) -> Result<(), Error> {
+        for (index, part) in rows.chunks(block_bytes).enumerate() {
+            let block = &mut blocks[index % 2];
+            if block.used {
+                block.copied.synchronize()?;
+                copier.stream().wait(&block.scored)?;
+            }
+            block.used = true;
+            let host = &mut block.host[..part.len()];
+            copy_in_threads(part, host);
+            let at = block.device.at_mut();
+            // SAFETY: both have that many bytes. The host's block is written again only when
+            // `copied` is past, and the card's only when the other stream is past `scored`.
+            unsafe { copier.copy_in(at, host.as_ptr(), part.len())? };
+            block.copied.record(copier.stream())?;
+            self.lane.stream().wait(&block.copied)?;
+            self.add_at(at, part.len())?;
+            blocks[index % 2].scored.record(self.lane.stream())?;
+        }
+        Ok(())
+    }
+
+    /// Waits, and tells the nearest rows of each query, the nearest first; or, as `Err` within, the
+    /// first row whose squares sum to no number.
+    ///
+    /// # Errors
+    /// What the driver says.
+    pub fn finish(self) -> Result<Result<Vec<Vec<Near>>, u32>, Error> {
+        if let Some(row) = self.fault.read(self.lane)? {
+            return Ok(Err(row));
+        }
+        let keys = self.lane.download(&self.nearest[self.side])?;
+        let kept = self.lane.download(&self.kept)?;
+        let of_query = keys.chunks_exact(self.k as usize).zip(kept.iter());
+        let nearest = of_query.map(|(keys, kept)| {
+            let mut keys = keys[..*kept as usize].to_vec();
+            keys.sort_unstable_by(|a, b| b.cmp(a));
+            keys.into_iter().map(near).collect()
+        });
+        Ok(Ok(nearest.collect()))
+    }
+}
+
+/// The kernel for rows of so many bytes and so many queries, and its tile.
+fn kernel(kind: Kind, row_bytes: usize, queries: usize) -> (&'static str, (u32, usize)) {
+    let is_aligned = row_bytes.is_multiple_of(16);
+    match (kind, is_aligned, queries) {
+        (Kind::F32, false, _) => ("score_f32_odd", (2, 2)),
+        (Kind::F32, _, 1) => ("score_f32_1", (1, 4)),
+        (Kind::F32, _, 2..=4) => ("score_f32_4", (4, 2)),
+        (Kind::F32, ..) => ("score_f32_8", (8, 2)),
+        (Kind::Int8, false, _) => ("score_int8_odd", (2, 2)),
+        (Kind::Int8, _, 1) => ("score_int8_1", (1, 4)),
+        (Kind::Int8, ..) => ("score_int8_4", (4, 2)),
+        (Kind::Binary, false, _) => ("score_binary_odd", (2, 2)),
+        (Kind::Binary, _, 1) => ("score_binary_1", (1, 4)),
+        (Kind::Binary, ..) => ("score_binary_4", (4, 4)),
+    }
+}
+
+fn open_copier(gpu: &Arc<Gpu>, block_bytes: usize) -> Result<(Lane, [Block; 2]), Error> {
+    let slab = 2 * block_bytes.next_multiple_of(1 << 20) + (16 << 20);
+    let bounds =
+        LaneBounds { device_slab_bytes: slab, pinned_slab_bytes: slab, ..LaneBounds::default() };
+    let lane = Lane::open(gpu, &bounds)?;
+    let block = || {
+        Ok::<Block, Error>(Block {
+            host: lane.pinned(block_bytes)?,
+            device: lane.device(block_bytes)?,
+            copied: Event::open(gpu)?,
+            scored: Event::open(gpu)?,
+            used: false,
+        })
+    };
+    let blocks = [block()?, block()?];
+    Ok((lane, blocks))
+}
+
+fn copy_in_threads(from: &[u8], to: &mut [u8]) {
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let piece = from.len().div_ceil(cores.min(COPY_THREADS_MAX)).max(1 << 20);
+    std::thread::scope(|scope| {
+        let mut pieces = from.chunks(piece).zip(to.chunks_mut(piece));
+        let mine = pieces.next();
+        for (from, to) in pieces {
+            scope.spawn(move || to.copy_from_slice(from));
+        }
+        if let Some((from, to)) = mine {
+            to.copy_from_slice(from);
+        }
+    });
+}
+
+/// What a key says.
+fn near(key: u64) -> Near {
+    let bits = (key >> 32) as u32;
+    let bits = if bits & 0x8000_0000 == 0 { !bits } else { bits & 0x7fff_ffff };
+    Near { score: f32::from_bits(bits), row: !(key as u32) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn keys_are_in_the_order_of_scores_and_rows() {
+        let key = |score: f32, row: u32| {
+            let bits = score.to_bits();
+            let bits = if bits >> 31 == 0 { bits | 0x8000_0000 } else { !bits };
+            u64::from(bits) << 32 | u64::from(!row)
+        };
+        let order = [(1.0, 7), (0.5, 0), (0.5, 1), (0.0, 3), (-0.25, 0), (-1.0, 9)];
+        for pair in order.windows(2) {
+            assert!(key(pair[0].0, pair[0].1) > key(pair[1].0, pair[1].1));
+        }
+        for (score, row) in order {
+            assert_eq!(near(key(score, row)), Near { score, row });
+        }
+    }
+}

@@ -271,7 +271,8 @@ impl Card {
         if let Card::Awaited = self {
             let gpu = match device.poll()? {
                 Ok(gpu) => gpu,
-                Err(_) => {
+                Err(error) => {
+                    log::info!("tokens are drawn on the CPU: {error}");
                     *self = Card::None;
                     return None;
                 }

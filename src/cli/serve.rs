@@ -1,7 +1,6 @@
 //! `cnse serve`: flags to a `gateway::Config` that cannot be wrong.
 
 use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
-use std::sync::Arc;
 use std::time::Duration;
 
 use super::Error;
@@ -14,7 +13,6 @@ use crate::backend::builtin::{BuiltinConfig, Delay, Stall};
 use crate::backend::discover::target;
 use crate::backend::engine::{Target, Timeouts};
 use crate::backend::pool::PoolConfig;
-use crate::cuda;
 use crate::gateway::{self, BackendConfig, Config};
 use crate::net::socket;
 use crate::post::plan::Plan;
@@ -350,7 +348,7 @@ fn language(parsed: &Parsed) -> Result<Option<Language>, String> {
     let device = parsed.text("device").unwrap_or("auto");
     let device = device.parse().map_err(|error| format!("--device {device}: {error}"))?;
     let size = parsed.number("sim-vocab", SIZE_MIN, VOCAB_MAX)?.unwrap_or(VOCABULARY_DEFAULT);
-    Ok(Some(Language { model: Arc::new(Model::new(size)), device: cuda::start(device) }))
+    Ok(Some(Language::new(Model::new(size), device)))
 }
 
 fn delay(parsed: &Parsed, name: &str) -> Result<Delay, String> {

@@ -7,10 +7,10 @@
 
 use std::cell::RefCell;
 use std::rc::Rc;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use super::ngrams::{Context, Model};
-use crate::cuda::Starting;
+use crate::cuda::{self, Choice, Starting};
 use crate::post::sampling::{self, Batch, Edit, Logits, Params, Refusal, Sampled};
 
 /// Rows of a batch: a core is kept from its streams for some 50 us by each.
@@ -23,8 +23,22 @@ const LOGITS_BYTES_MAX: usize = 32 << 20;
 pub struct Language {
     /// It.
     pub model: Arc<Model>,
-    /// A card that is being opened.
-    pub device: Starting,
+    device: Choice,
+    /// None until it is wanted.
+    card: Arc<OnceLock<Starting>>,
+}
+
+impl Language {
+    /// A model whose tokens are drawn there.
+    pub fn new(model: Model, device: Choice) -> Language {
+        Language { model: Arc::new(model), device, card: Arc::default() }
+    }
+
+    /// Begins to open the card. The driver's threads take over the mask of signals of whoever does:
+    /// those that another thread awaits must be blocked.
+    pub fn card(&self) -> &Starting {
+        self.card.get_or_init(|| cuda::start(self.device))
+    }
 }
 
 /// How a sequence wants its tokens drawn.
@@ -143,7 +157,7 @@ impl Sampler {
         let logits = Logits::F32(&self.logits);
         let batch_of =
             Batch { logits, vocab, params: &params, edits: &edits, top_n, entropy: false };
-        let drawn = match self.card.sample(&self.language.device, &batch_of) {
+        let drawn = match self.card.sample(self.language.card(), &batch_of) {
             Some(drawn) => drawn,
             None => sampling::sample(&batch_of, 1)
                 .expect("parameters and edits were checked when their request came"),
@@ -257,7 +271,8 @@ impl Card {
         if let Card::Awaited = self {
             let gpu = match device.poll()? {
                 Ok(gpu) => gpu,
-                Err(_) => {
+                Err(error) => {
+                    log::info!("tokens are drawn on the CPU: {error}");
                     *self = Card::None;
                     return None;
                 }

@@ -167,8 +167,7 @@ fn delays_have_the_mean_that_was_asked_for() {
 }
 
 fn model(itl_ms: u64) -> Builtin {
-    let device = crate::cuda::start(crate::cuda::Choice::Cpu);
-    let language = Language { model: std::sync::Arc::new(ngrams::Model::new(2000)), device };
+    let language = Language::new(ngrams::Model::new(2000), crate::cuda::Choice::Cpu);
     let config =
         BuiltinConfig { language: Some(language), ..(*builtin(false, itl_ms).config).clone() };
     Builtin::new(config)

@@ -6,8 +6,11 @@
 //!     --cases N              random batches (400)
 //!     --draws N              thousands of draws for each distribution (200)
 //! cuda bench                 what sampling costs, as a table
+//! cuda bench ROWS VOCAB      of one shape
 //! ```
 
+use std::env::Args;
+use std::iter::Skip;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -22,14 +25,17 @@ const LOGITS_MAX: usize = 12 << 20;
 const ROWS_MAX: u64 = 256;
 
 fn main() {
-    let (mut cases, mut draws, mut bench) = (400, 200, false);
+    let (mut cases, mut draws, mut bench) = (400, 200, None);
     let mut args = std::env::args().skip(1);
     while let Some(arg) = args.next() {
-        let mut number = || args.next().and_then(|n| n.parse().ok()).expect("a number");
+        let number =
+            |args: &mut Skip<Args>| args.next().and_then(|n| n.parse().ok()).expect("a number");
         match arg.as_str() {
-            "--cases" => cases = number(),
-            "--draws" => draws = number(),
-            "bench" => bench = true,
+            "--cases" => cases = number(&mut args),
+            "--draws" => draws = number(&mut args),
+            "bench" => {
+                bench = Some(args.by_ref().map_while(|n| n.parse().ok()).collect::<Vec<_>>())
+            }
             // What cargo hands to every test.
             _ => {}
         }
@@ -44,8 +50,8 @@ fn main() {
     let facts = gpu.facts();
     println!("{}: opened in {:?}, kernels loaded in {:?}", facts.name, facts.opened, facts.loaded);
     let mut stand = Stand::open(&gpu);
-    if bench {
-        return stand.bench();
+    if let Some(only) = bench {
+        return stand.bench(&only);
     }
     stand.edges();
     stand.random(cases);
@@ -250,7 +256,7 @@ impl Stand {
         }
     }
 
-    fn bench(&mut self) {
+    fn bench(&mut self, only: &[usize]) {
         let copy = copy_bytes_per_s(&self.lane).expect("a copy");
         println!("copy: {:.0} GB/s, read and written", copy / 1e9);
         println!("rows vocab spread mode inputs us share");
@@ -267,6 +273,10 @@ impl Stand {
             for rows in [1, 8, 64, 256] {
                 for spread in [Spread::Peaked, Spread::Flat] {
                     for (name, params, entropy) in modes {
+                        let is_wanted = only.is_empty() || only == [rows, vocab];
+                        if !is_wanted {
+                            continue;
+                        }
                         let setting = Setting { rows, vocab, spread, params, entropy };
                         let found = measure(&self.lane, &self.sampler, &setting);
                         let found = found.expect("a measurement");

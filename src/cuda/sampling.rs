@@ -21,8 +21,11 @@ use crate::post::sampling::{Batch, Edit, Logits, Refusal, Row, Sampled};
 /// The kernels.
 pub static SAMPLING: Family = family!("sampling");
 
-/// Threads of a block.
+/// Threads of a block of the scan and of the edits, and of the draw.
 const THREADS: u32 = 256;
+const DRAW_THREADS: u32 = 512;
+/// Marks of a chunk: which octaves of its bins were written.
+const MARKS: usize = 8;
 /// Bins of a chunk, with one to spare.
 const BINS: usize = 256;
 /// Logits of which the largest's bin is kept.
@@ -147,6 +150,7 @@ pub struct Work {
     rows: DeviceVec<Row>,
     edits: Option<Edits>,
     largest: DeviceVec<f32>,
+    used: DeviceVec<u8>,
     masses: DeviceVec<u32>,
     moments: Option<DeviceVec<u32>>,
     group_bins: DeviceVec<u8>,
@@ -208,6 +212,7 @@ impl Sampler {
             rows: lane.device(shape.rows)?,
             edits: None,
             largest: lane.device(all)?,
+            used: lane.device(all * MARKS)?,
             masses: lane.device(all * BINS)?,
             moments: if shape.entropy { Some(lane.device(all * BINS)?) } else { None },
             group_bins: lane.device(all * (chunk / GROUP))?,
@@ -329,6 +334,7 @@ impl Work {
             .with(list)
             .with(edited)
             .with(self.largest.at_mut())
+            .with(self.used.at_mut())
             .with(self.masses.at_mut())
             .with(moments)
             .with(self.group_bins.at_mut());
@@ -348,13 +354,14 @@ impl Work {
             .with(self.per_thread as u32)
             .with(top_n as u32)
             .with(self.largest.at())
+            .with(self.used.at())
             .with(self.masses.at())
             .with(moments)
             .with(self.group_bins.at())
             .with(answers)
             .with(tops);
         // SAFETY: as above; a block for each row writes the row's answer and its `top_n` tops.
-        unsafe { stream.launch(&self.sampler.draw, Grid::line(rows_u32, THREADS), &arguments) }
+        unsafe { stream.launch(&self.sampler.draw, Grid::line(rows_u32, DRAW_THREADS), &arguments) }
     }
 
     /// Records a launch for each of `logits`, in this order, to be replayed at a fraction of the

@@ -60,22 +60,28 @@ pub fn bin(y: f32) -> i32 {
 /// The mass of `y`, in its bin.
 #[inline(always)]
 pub fn mass(y: f32) -> u32 {
-    (64.0 + power(y).0).to_bits().wrapping_sub(64f32.to_bits())
+    fixed(power(y).0)
 }
 
 /// The mass times the place in the bin, from 0 to 1, in units of 2^-17.
 #[inline(always)]
 pub fn moment(y: f32) -> u32 {
     let (power, f) = power(y);
-    (64.0 + power * (f + 0.5)).to_bits().wrapping_sub(64f32.to_bits())
+    fixed(64.0 + (power - 64.0) * (f + 0.5))
 }
 
-/// 2^(f / 8) and `f`, the distance of `y` from its bin's middle.
+/// 64 and 2^(f / 8), of which 17 bits behind the point are left; and `f`, the distance of `y` from
+/// its bin's middle.
 #[inline(always)]
 fn power(y: f32) -> (f32, f32) {
     let y = if y > SCALED_MIN { y } else { SCALED_MIN };
     let f = y - ((y + ROUND) - ROUND);
-    (f * (f * (f * C + B) + A) + 1.0, f)
+    (f * (f * (f * C + B) + A) + 65.0, f)
+}
+
+#[inline(always)]
+fn fixed(above_64: f32) -> u32 {
+    above_64.to_bits().wrapping_sub(64f32.to_bits())
 }
 
 /// What a sum of masses weighs in the bin that is `t` below the top one.

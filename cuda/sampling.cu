@@ -418,10 +418,15 @@ struct Source {
     float scale;
     int top;
 
-    __device__ __forceinline__ float raw(u32 index) const {
-        return type == F32   ? load_one<F32>(logits, row + index)
-               : type == F16 ? load_one<F16>(logits, row + index)
-                             : load_one<BF16>(logits, row + index);
+    // A logit as it lies there, to be widened when it has come.
+    __device__ __forceinline__ u32 bits(u32 index) const {
+        return type == F32 ? __ldg((const u32*)logits + row + index)
+                           : __ldg((const u16*)logits + row + index);
+    }
+
+    __device__ __forceinline__ float widen(u32 bits) const {
+        if (type == F16) return widen_f16(bits);
+        return __uint_as_float(type == F32 ? bits : bits << 16);
     }
 
     // The logit `x` of this index, or what it was edited to.
@@ -439,33 +444,55 @@ struct Source {
     }
 
     __device__ __forceinline__ float load(u32 index) const {
-        float x = raw(index);
+        float x = widen(bits(index));
         return start < end ? edit(index, x) : x;
     }
 
-    // 4 logits from `index` on; what is past the vocabulary is -inf.
-    __device__ __forceinline__ void load_four(u32 index, float* into) const {
-        if (vocab % 4 == 0 && index < vocab) {
-            if (type == F32) {
-                load_vector<F32>(logits, row + index, into);
-            } else {
-                uint2 v = __ldg((const uint2*)((const u16*)logits + row + index));
-                const u32 words[2] = {v.x, v.y};
+    // N times 4 logits, `stride` apart; what is past the vocabulary is -inf. No load waits for
+    // another, nor for a branch: places past the end are read at the end, and then replaced.
+    template <int N>
+    __device__ __forceinline__ void load_tiles(u32 first, u32 stride, float (*x)[4]) const {
+        if (vocab % 4 != 0) {
+            u32 words[4 * N];
 #pragma unroll
-                for (int i = 0; i < 4; i++) {
-                    u32 half = words[i / 2] >> (i % 2 * 16) & 0xffff;
-                    into[i] = type == F16 ? widen_f16(half) : __uint_as_float(half << 16);
-                }
+            for (int i = 0; i < 4 * N; i++) {
+                words[i] = bits(min(first + i / 4 * stride + i % 4, vocab - 1));
+            }
+#pragma unroll
+            for (int i = 0; i < 4 * N; i++) x[i / 4][i % 4] = widen(words[i]);
+        } else if (type == F32) {
+#pragma unroll
+            for (int i = 0; i < N; i++) {
+                load_vector<F32>(logits, row + min(first + i * stride, vocab - 4), x[i]);
             }
         } else {
+            uint2 halves[N];
 #pragma unroll
-            for (int i = 0; i < 4; i++) into[i] = index + i < vocab ? raw(index + i) : -INFINITY;
+            for (int i = 0; i < N; i++) {
+                u64 at = row + min(first + i * stride, vocab - 4);
+                halves[i] = __ldg((const uint2*)((const u16*)logits + at));
+            }
+#pragma unroll
+            for (int i = 0; i < 4 * N; i++) {
+                u32 word = i % 4 < 2 ? halves[i / 4].x : halves[i / 4].y;
+                u32 half = word >> (i % 2 * 16) & 0xffff;
+                x[i / 4][i % 4] = type == F16 ? widen_f16(half) : __uint_as_float(half << 16);
+            }
         }
-    }
-
-    __device__ __forceinline__ void edit_four(u32 index, float* x) const {
+#pragma unroll
+        for (int i = 0; i < 4 * N; i++) {
+            if (first + i / 4 * stride + i % 4 >= vocab) x[i / 4][i % 4] = -INFINITY;
+        }
         if (start < end) {
-            for (int i = 0; i < 4; i++) x[i] = edit(index + i, x[i]);
+#pragma unroll 1
+            for (int i = 0; i < 4 * N; i++) {
+                u32 index = first + i / 4 * stride + i % 4;
+                float edited_one = load(min(index, vocab - 1));
+#pragma unroll
+                for (int j = 0; j < 4 * N; j++) {
+                    if (j == i && index < vocab) x[j / 4][j % 4] = edited_one;
+                }
+            }
         }
     }
 };
@@ -551,7 +578,7 @@ __device__ __forceinline__ u64 scan_all(Shared& s, u64 value) {
 
 // The last of the shortest prefix of a bin's order whose masses (or, with `counting`, whose number)
 // reach `need`, from the whole row: eight bits of the order at a time.
-__device__ __noinline__ u64 cut_in_row(Shared& s, const Source& source, u32 bin, u64 need,
+__device__ __noinline__ u64 cut_in_row(Shared& s, Source source, u32 bin, u64 need,
                                        bool counting) {
     u32 t = threadIdx.x;
     u64 prefix = 0;
@@ -582,29 +609,24 @@ __device__ __noinline__ u64 cut_in_row(Shared& s, const Source& source, u32 bin,
 }
 
 // The mass that a filter keeps of a bin, from the whole row.
-__device__ __noinline__ u64 mass_in_row(Shared& s, const Source& source, u32 bin, Filter filter) {
+__device__ __noinline__ u64 mass_in_row(Shared& s, Source source, u32 bin, Filter filter) {
     u64 sum = 0;
     for (u32 begin = threadIdx.x * 4; begin < source.vocab; begin += 8 * 4 * DRAW_THREADS) {
         float x[8][4];
+        source.load_tiles<8>(begin, 4 * DRAW_THREADS, x);
 #pragma unroll
-        for (int i = 0; i < 8; i++) source.load_four(begin + i * (4 * DRAW_THREADS), x[i]);
-#pragma unroll
-        for (int i = 0; i < 8; i++) {
-            u32 index = begin + i * (4 * DRAW_THREADS);
-            source.edit_four(index, x[i]);
-#pragma unroll
-            for (int j = 0; j < 4; j++) {
-                float y = __fmul_rn(x[i][j], source.scale);
-                bool in = bin_below(source.top, y) == bin && y >= filter.scaled_min;
-                if (in && order_of(x[i][j], index + j) <= filter.last) sum += mass_of(y);
-            }
+        for (int i = 0; i < 32; i++) {
+            u32 index = begin + i / 4 * (4 * DRAW_THREADS) + i % 4;
+            float logit = x[i / 4][i % 4], y = __fmul_rn(logit, source.scale);
+            bool in = bin_below(source.top, y) == bin && y >= filter.scaled_min;
+            if (in && order_of(logit, index) <= filter.last) sum += mass_of(y);
         }
     }
     return sum_all(s, sum);
 }
 
 // Counts the row's logits in the bins from the top to each.
-__device__ __noinline__ void counts_in_row(Shared& s, const Source& source) {
+__device__ __noinline__ void counts_in_row(Shared& s, Source source) {
     u32 t = threadIdx.x;
     __syncthreads();
     if (t < 256) s.counts[t] = 0;
@@ -620,7 +642,7 @@ __device__ __noinline__ void counts_in_row(Shared& s, const Source& source) {
 }
 
 // In index order, the logit of `bin` at which the kept masses pass `rest`.
-__device__ __noinline__ u32 pick_in_row(Shared& s, const Source& source, u32 bin, u64 rest,
+__device__ __noinline__ u32 pick_in_row(Shared& s, Source source, u32 bin, u64 rest,
                                         Filter filter) {
     u32 t = threadIdx.x;
     for (u32 begin = 0; begin < source.vocab; begin += DRAW_THREADS) {
@@ -643,21 +665,20 @@ __device__ __noinline__ u32 pick_in_row(Shared& s, const Source& source, u32 bin
     return 0;
 }
 
-// As `pick_in_row`, in the one chunk that has it, without a filter. All its logits are asked for
-// before any is used; parts are of the 128 logits that a warp has in a row.
-__device__ __noinline__ u32 pick_in_chunk(Shared& s, const Source& source, u32 begin, u32 tiles,
+// As `pick_in_row`, in the one chunk that has it (of 1 or 4 tiles), without a filter. Parts are of the 128 logits that a warp has in a row.
+__device__ __noinline__ u32 pick_in_chunk(Shared& s, Source source, u32 begin, u32 tiles,
                                           u32 bin, u32 rest) {
     u32 t = threadIdx.x, warp = t / 32;
     float x[4][4];
-#pragma unroll
-    for (u32 tile = 0; tile < 4; tile++) {
-        if (tile < tiles) source.load_four(begin + tile * (4 * DRAW_THREADS) + t * 4, x[tile]);
+    if (tiles == 4) {
+        source.load_tiles<4>(begin + t * 4, 4 * DRAW_THREADS, x);
+    } else {
+        source.load_tiles<1>(begin + t * 4, 0, x);
     }
 #pragma unroll
     for (u32 tile = 0; tile < 4; tile++) {
         u32 sum = 0;
         if (tile < tiles) {
-            source.edit_four(begin + tile * (4 * DRAW_THREADS) + t * 4, x[tile]);
 #pragma unroll
             for (int i = 0; i < 4; i++) {
                 float y = __fmul_rn(x[tile][i], source.scale);
@@ -689,12 +710,11 @@ __device__ __noinline__ u32 pick_in_chunk(Shared& s, const Source& source, u32 b
     __syncthreads();
     if (warp == part % DRAW_WARPS) {
         u32 index = begin + part / DRAW_WARPS * (4 * DRAW_THREADS) + t * 4, sum = 0, masses[4];
-        float four[4];
-        source.load_four(index, four);
-        source.edit_four(index, four);
+        float four[1][4];
+        source.load_tiles<1>(index, 0, four);
 #pragma unroll
         for (int i = 0; i < 4; i++) {
-            float y = __fmul_rn(four[i], source.scale);
+            float y = __fmul_rn(four[0][i], source.scale);
             masses[i] = bin_below(source.top, y) == bin ? mass_of(y) : 0;
             sum += masses[i];
         }
@@ -735,17 +755,27 @@ __device__ __forceinline__ void gather(Shared& s, const Source& source, u32 chun
     __syncthreads();
     u32 groups = min(s.group_count, (u32)LIST_MAX), run = GROUP * vector / per;
     u32 inside = lane() / run * (THREADS * vector) + lane() % run;
-#pragma unroll 4
-    for (u32 g = t / 32; g < groups; g += DRAW_WARPS) {
-        u32 group = s.groups[g];
-        u32 chunk = group / chunk_groups, member = group % chunk_groups;
-        u32 index = chunk * (THREADS * per) + member * run + inside;
-        float x = index < source.vocab ? source.load(index) : -INFINITY;
-        u32 bin = bin_below(source.top, __fmul_rn(x, source.scale));
-        if (bin <= last) {
-            u32 at = atomicAdd(&s.count, 1);
-            if (at < LIST_MAX) s.found_order[at] = order_of(x, index);
-            atomicAdd(&s.counts[bin], 1);
+    for (u32 g = t / 32; g < groups; g += 4 * DRAW_WARPS) {
+        u32 indices[4];
+        u32 words[4];
+#pragma unroll
+        for (int i = 0; i < 4; i++) {
+            u32 group = s.groups[min(g + i * DRAW_WARPS, groups - 1)];
+            u32 chunk = group / chunk_groups, member = group % chunk_groups;
+            indices[i] = chunk * (THREADS * per) + member * run + inside;
+            words[i] = source.bits(min(indices[i], source.vocab - 1));
+        }
+#pragma unroll
+        for (int i = 0; i < 4; i++) {
+            if (g + i * DRAW_WARPS >= groups || indices[i] >= source.vocab) continue;
+            float logit = source.widen(words[i]);
+            if (source.start < source.end) logit = source.edit(indices[i], logit);
+            u32 bin = bin_below(source.top, __fmul_rn(logit, source.scale));
+            if (bin <= last) {
+                u32 at = atomicAdd(&s.count, 1);
+                if (at < LIST_MAX) s.found_order[at] = order_of(logit, indices[i]);
+                atomicAdd(&s.counts[bin], 1);
+            }
         }
     }
     __syncthreads();
@@ -819,7 +849,7 @@ __device__ __forceinline__ u64 pick_in_list(Shared& s, u32 bin, u64 rest, Filter
 }
 
 // The lowest index whose logit cannot be: not a number, or +inf.
-__device__ __noinline__ u32 first_bad(Shared& s, const Source& source, bool nan) {
+__device__ __noinline__ u32 first_bad(Shared& s, Source source, bool nan) {
     if (threadIdx.x == 0) s.found = ALL;
     __syncthreads();
     for (u32 index = threadIdx.x; index < source.vocab; index += DRAW_THREADS) {
@@ -897,14 +927,21 @@ struct Draw {
 
 // Sums of a row's bins from those of its chunks, all seen from the row's top, for threads below 256.
 __device__ __forceinline__ u64 sum_chunks(Shared& s, const u32* sums, u32 chunks) {
+    const u32 AT_ONCE = 16;
     u32 bin = threadIdx.x & 255, half = threadIdx.x / 256;
     u64 sum = 0;
-#pragma unroll 16
-    for (u32 c = half; c < chunks; c += 2) {
-        u32 below = bin - s.offsets[c], value = 0;
-        bool has = below < BINS && s.used[c] >> (below / 8) & 1;
-        if (has) value = __ldg(sums + c * 256 + below);
-        sum += value;
+    for (u32 first = half; first < chunks; first += 2 * AT_ONCE) {
+        u32 values[AT_ONCE];
+        bool has[AT_ONCE];
+        // As in `load_tiles`: what is not there is read elsewhere.
+#pragma unroll
+        for (u32 i = 0; i < AT_ONCE; i++) {
+            u32 c = min(first + 2 * i, chunks - 1), below = bin - s.offsets[c];
+            has[i] = first + 2 * i < chunks && below < BINS && s.used[c] >> (below / 8) & 1;
+            values[i] = __ldg(sums + (has[i] ? c * 256 + below : 0));
+        }
+#pragma unroll
+        for (u32 i = 0; i < AT_ONCE; i++) sum += has[i] ? values[i] : 0;
     }
     if (half) s.order[bin] = sum;
     __syncthreads();
@@ -912,7 +949,7 @@ __device__ __forceinline__ u64 sum_chunks(Shared& s, const u32* sums, u32 chunks
 }
 
 // The likeliest `n`, in order, into `top`, from the list if it has them.
-__device__ __noinline__ void list_top(Shared& s, const Source& source, bool in_list, u32 n,
+__device__ __noinline__ void list_top(Shared& s, Source source, bool in_list, u32 n,
                                       int octave, Top* top) {
     u32 t = threadIdx.x;
     __syncthreads();
@@ -964,7 +1001,7 @@ __device__ __noinline__ float entropy_of(Shared& s, const u32* moments, u32 chun
 }
 
 // What a row gets that cannot be sampled.
-__device__ __noinline__ void refuse(Shared& s, const Source& source, float most, bool is_nan,
+__device__ __noinline__ void refuse(Shared& s, Source source, float most, bool is_nan,
                                     u32 top_n, Result* result, Top* top) {
     Result refused = {OUT_OF_RANGE, ALL, -INFINITY, 0.0f};
     if (is_nan || most == INFINITY) {
@@ -1095,14 +1132,9 @@ extern "C" __global__ void __launch_bounds__(DRAW_THREADS, 2)
     }
     if (by_mass) {
         if (is_cut) {
-            u64 inside;
             filter.last = draw.cut(edge, need, true);
-            if (edge < draw.listed) {
-                inside = s.total;
-            } else {
-                inside = mass_in_row(s, source, edge, filter);
-            }
-            kept = draw.above(edge) + weigh(edge, inside);
+            u64 up_to = edge < draw.listed ? s.total : mass_in_row(s, source, edge, filter);
+            kept = draw.above(edge) + weigh(edge, up_to);
         }
         u64 goal = part_of(kept, row.top_p);
         edge = first_reaching(s.weights, goal);
@@ -1121,11 +1153,11 @@ extern "C" __global__ void __launch_bounds__(DRAW_THREADS, 2)
 
     // The draws: from the whole edge, and if that was in vain too often, from what is kept of it.
     u32 bin;
-    u64 order = 0;
-    Filter none = {~0ull, -INFINITY};
-    for (u32 attempt = 0; attempt < DRAWS; attempt++) {
-        order = draw.once(edge, s.masses[edge], attempt, none, &bin);
-        if (bin < edge) break;
+    u64 order, inside = s.masses[edge];
+    Filter drawn_from = {~0ull, -INFINITY};
+    for (u32 attempt = 0;; attempt++) {
+        order = draw.once(edge, inside, attempt, drawn_from, &bin);
+        if (bin < edge || attempt == DRAWS) break;
         bool keeps = scaled_of(order, row.scale) >= filter.scaled_min;
         if (keeps && is_cut && !counting && edge >= draw.listed) {
             Filter before = {order - 1, -INFINITY};
@@ -1138,8 +1170,8 @@ extern "C" __global__ void __launch_bounds__(DRAW_THREADS, 2)
         if (keeps) break;
         if (attempt == DRAWS - 1) {
             if (is_cut) filter.last = draw.cut(edge, need, counting);
-            u64 inside = draw.mass(edge, filter);
-            order = draw.once(edge, inside, DRAWS, filter, &bin);
+            inside = draw.mass(edge, filter);
+            drawn_from = filter;
         }
     }
 

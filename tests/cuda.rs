@@ -4,6 +4,7 @@
 //! ```text
 //! cuda                       every comparison, some 20 s
 //!     --cases N              random batches (400)
+//!     --largest V            vocabularies of up to V in the edge cases (262144)
 //!     --draws N              thousands of draws for each distribution (200)
 //! cuda bench                 what sampling costs, as a table
 //! cuda bench ROWS VOCAB      of one shape
@@ -25,7 +26,7 @@ const LOGITS_MAX: usize = 12 << 20;
 const ROWS_MAX: u64 = 256;
 
 fn main() {
-    let (mut cases, mut draws, mut bench) = (400, 200, None);
+    let (mut cases, mut draws, mut largest, mut bench) = (400, 200, VOCAB_MAX, None);
     let mut args = std::env::args().skip(1);
     while let Some(arg) = args.next() {
         let number =
@@ -33,6 +34,7 @@ fn main() {
         match arg.as_str() {
             "--cases" => cases = number(&mut args),
             "--draws" => draws = number(&mut args),
+            "--largest" => largest = number(&mut args),
             "bench" => {
                 bench = Some(args.by_ref().map_while(|n| n.parse().ok()).collect::<Vec<_>>())
             }
@@ -53,7 +55,7 @@ fn main() {
     if let Some(only) = bench {
         return stand.bench(&only);
     }
-    stand.edges();
+    stand.edges(largest);
     stand.random(cases);
     stand.frequencies(draws);
     println!("passed");
@@ -154,7 +156,7 @@ impl Stand {
     }
 
     /// What a random batch may miss.
-    fn edges(&self) {
+    fn edges(&self, largest: usize) {
         let begun = Instant::now();
         let inf = f32::INFINITY;
         let plain = Params::default();
@@ -170,7 +172,8 @@ impl Stand {
         ];
         let mut count = 0;
         let sizes = [1, 2, 3, 31, 32, 33, 255, 257, 2_047, 2_048, 2_049, 8_193, 50_257];
-        for vocab in sizes.into_iter().chain([VOCAB_MAX - 1, VOCAB_MAX]) {
+        let sizes = sizes.into_iter().chain([VOCAB_MAX - 1, VOCAB_MAX]);
+        for vocab in sizes.filter(|vocab| *vocab <= largest) {
             let mut prng = Prng::new(vocab as u64);
             let gaussian: Vec<f32> = (0..2 * vocab).map(|_| prng.normal() as f32).collect();
             let coarse = gaussian.iter().map(|x| x.round()).collect();

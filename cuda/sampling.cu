@@ -14,7 +14,7 @@
 // whether the token is kept; only what is wide and cut by number, or was drawn in vain 4 times,
 // takes more passes, at most 30.
 //
-// Bounds: vocab <= 2^18, 256 threads a block of the scan and 512 of the draw, 32 KiB of shared memory. Nothing here needs more than
+// Bounds: vocab <= 2^18, 256 threads a block, 32 KiB of shared memory. Nothing here needs more than
 // sm_50 and PTX 6.4: what is called between threads of a warp is of the _sync kind.
 
 typedef unsigned char u8;
@@ -149,7 +149,7 @@ __device__ __forceinline__ double ln_scaled(float y, int octave) {
 
 // ---- philox.rs ----
 
-__device__ void philox(const Row& row, u32 attempt, u64* a, u64* b) {
+__device__ __forceinline__ void philox(const Row& row, u32 attempt, u64* a, u64* b) {
     u32 c0 = attempt, c1 = row.step, c2 = (u32)row.stream, c3 = (u32)(row.stream >> 32);
     u32 k0 = (u32)row.seed, k1 = (u32)(row.seed >> 32);
     for (int round = 0; round < 10; round++) {
@@ -403,8 +403,8 @@ KERNELS(bf16, BF16)
 
 // ---- The draw ----
 
-#define DRAW_THREADS 512
-#define DRAW_WARPS 16
+#define DRAW_THREADS 256
+#define DRAW_WARPS 8
 // Draws from a whole edge, before what is kept of it is found out.
 #define DRAWS 4
 
@@ -430,7 +430,7 @@ struct Source {
     }
 
     // The logit `x` of this index, or what it was edited to.
-    __device__ __noinline__ float edit(u32 index, float x) const {
+    __device__ __forceinline__ float edit(u32 index, float x) const {
         u32 low = start, high = end;
         while (low < high) {
             u32 middle = (low + high) / 2;
@@ -517,6 +517,9 @@ struct Filter {
 };
 
 struct Shared {
+    // What all threads know of the row: here, since there are few registers.
+    Row row;
+    Source source;
     u64 weights[256];  // of all bins from the top to this
     u64 masses[256];   // of this bin
     u32 at_least[256], at_most[256];  // logits in all bins from the top to this
@@ -578,8 +581,8 @@ __device__ __forceinline__ u64 scan_all(Shared& s, u64 value) {
 
 // The last of the shortest prefix of a bin's order whose masses (or, with `counting`, whose number)
 // reach `need`, from the whole row: eight bits of the order at a time.
-__device__ __noinline__ u64 cut_in_row(Shared& s, Source source, u32 bin, u64 need,
-                                       bool counting) {
+__device__ __noinline__ u64 cut_in_row(Shared& s, u32 bin, u64 need, bool counting) {
+    const Source source = s.source;
     u32 t = threadIdx.x;
     u64 prefix = 0;
     for (int shift = 56; shift >= 0; shift -= 8) {
@@ -609,13 +612,14 @@ __device__ __noinline__ u64 cut_in_row(Shared& s, Source source, u32 bin, u64 ne
 }
 
 // The mass that a filter keeps of a bin, from the whole row.
-__device__ __noinline__ u64 mass_in_row(Shared& s, Source source, u32 bin, Filter filter) {
+__device__ __noinline__ u64 mass_in_row(Shared& s, u32 bin, Filter filter) {
+    const Source source = s.source;
     u64 sum = 0;
-    for (u32 begin = threadIdx.x * 4; begin < source.vocab; begin += 8 * 4 * DRAW_THREADS) {
-        float x[8][4];
-        source.load_tiles<8>(begin, 4 * DRAW_THREADS, x);
+    for (u32 begin = threadIdx.x * 4; begin < source.vocab; begin += 16 * 4 * DRAW_THREADS) {
+        float x[16][4];
+        source.load_tiles<16>(begin, 4 * DRAW_THREADS, x);
 #pragma unroll
-        for (int i = 0; i < 32; i++) {
+        for (int i = 0; i < 64; i++) {
             u32 index = begin + i / 4 * (4 * DRAW_THREADS) + i % 4;
             float logit = x[i / 4][i % 4], y = __fmul_rn(logit, source.scale);
             bool in = bin_below(source.top, y) == bin && y >= filter.scaled_min;
@@ -626,7 +630,8 @@ __device__ __noinline__ u64 mass_in_row(Shared& s, Source source, u32 bin, Filte
 }
 
 // Counts the row's logits in the bins from the top to each.
-__device__ __noinline__ void counts_in_row(Shared& s, Source source) {
+__device__ __noinline__ void counts_in_row(Shared& s) {
+    const Source source = s.source;
     u32 t = threadIdx.x;
     __syncthreads();
     if (t < 256) s.counts[t] = 0;
@@ -642,8 +647,8 @@ __device__ __noinline__ void counts_in_row(Shared& s, Source source) {
 }
 
 // In index order, the logit of `bin` at which the kept masses pass `rest`.
-__device__ __noinline__ u32 pick_in_row(Shared& s, Source source, u32 bin, u64 rest,
-                                        Filter filter) {
+__device__ __noinline__ u32 pick_in_row(Shared& s, u32 bin, u64 rest, Filter filter) {
+    const Source source = s.source;
     u32 t = threadIdx.x;
     for (u32 begin = 0; begin < source.vocab; begin += DRAW_THREADS) {
         u32 index = begin + t, own = 0;
@@ -665,18 +670,19 @@ __device__ __noinline__ u32 pick_in_row(Shared& s, Source source, u32 bin, u64 r
     return 0;
 }
 
-// As `pick_in_row`, in the one chunk that has it (of 1 or 4 tiles), without a filter. Parts are of the 128 logits that a warp has in a row.
-__device__ __noinline__ u32 pick_in_chunk(Shared& s, Source source, u32 begin, u32 tiles,
-                                          u32 bin, u32 rest) {
+// As `pick_in_row`, in the one chunk that has it (of 2 or 8 tiles), without a filter. Parts are of the 128 logits that a warp has in a row.
+__device__ __noinline__ u32 pick_in_chunk(Shared& s, u32 begin, u32 tiles, u32 bin,
+                                          u32 rest) {
+    const Source source = s.source;
     u32 t = threadIdx.x, warp = t / 32;
-    float x[4][4];
-    if (tiles == 4) {
-        source.load_tiles<4>(begin + t * 4, 4 * DRAW_THREADS, x);
+    float x[8][4];
+    if (tiles == 8) {
+        source.load_tiles<8>(begin + t * 4, 4 * DRAW_THREADS, x);
     } else {
-        source.load_tiles<1>(begin + t * 4, 0, x);
+        source.load_tiles<2>(begin + t * 4, 4 * DRAW_THREADS, x);
     }
 #pragma unroll
-    for (u32 tile = 0; tile < 4; tile++) {
+    for (u32 tile = 0; tile < 8; tile++) {
         u32 sum = 0;
         if (tile < tiles) {
 #pragma unroll
@@ -737,8 +743,9 @@ __device__ __noinline__ u32 pick_in_chunk(Shared& s, Source source, u32 begin, u
 
 // Makes the list of the logits in the bins from the top to `last`, from the groups that have any.
 // Lane e of a warp takes logit e of a group, of which the scan's threads had `run` in a row.
-__device__ __forceinline__ void gather(Shared& s, const Source& source, u32 chunk_groups, u32 per,
-                                       u32 vector, u32 chunks, u32 last) {
+__device__ __forceinline__ void gather(Shared& s, u32 chunk_groups, u32 per, u32 vector,
+                                       u32 chunks, u32 last) {
+    const Source source = s.source;
     u32 t = threadIdx.x, words = chunks * chunk_groups / 4;
     for (u32 word = t; word < words; word += DRAW_THREADS) {
         u32 four = ((const u32*)s.group_bins)[word];
@@ -755,18 +762,17 @@ __device__ __forceinline__ void gather(Shared& s, const Source& source, u32 chun
     __syncthreads();
     u32 groups = min(s.group_count, (u32)LIST_MAX), run = GROUP * vector / per;
     u32 inside = lane() / run * (THREADS * vector) + lane() % run;
-    for (u32 g = t / 32; g < groups; g += 4 * DRAW_WARPS) {
-        u32 indices[4];
-        u32 words[4];
+    for (u32 g = t / 32; g < groups; g += 8 * DRAW_WARPS) {
+        u32 indices[8], words[8];
 #pragma unroll
-        for (int i = 0; i < 4; i++) {
+        for (int i = 0; i < 8; i++) {
             u32 group = s.groups[min(g + i * DRAW_WARPS, groups - 1)];
             u32 chunk = group / chunk_groups, member = group % chunk_groups;
             indices[i] = chunk * (THREADS * per) + member * run + inside;
             words[i] = source.bits(min(indices[i], source.vocab - 1));
         }
 #pragma unroll
-        for (int i = 0; i < 4; i++) {
+        for (int i = 0; i < 8; i++) {
             if (g + i * DRAW_WARPS >= groups || indices[i] >= source.vocab) continue;
             float logit = source.widen(words[i]);
             if (source.start < source.end) logit = source.edit(indices[i], logit);
@@ -822,7 +828,8 @@ __device__ __forceinline__ u64 cut_in_list(Shared& s, u32 bin, u64 need, bool co
     return s.found_sum;
 }
 
-__device__ __forceinline__ u64 mass_in_list(Shared& s, u32 bin, Filter filter, float scale) {
+__device__ __forceinline__ u64 mass_in_list(Shared& s, u32 bin, Filter filter) {
+    float scale = s.source.scale;
     u64 sum = 0;
     for (u32 e = first_of(s, bin) + threadIdx.x; e < s.counts[bin]; e += DRAW_THREADS) {
         if (filter.keeps(s.order[e], scale)) sum += s.mass[e];
@@ -831,8 +838,8 @@ __device__ __forceinline__ u64 mass_in_list(Shared& s, u32 bin, Filter filter, f
 }
 
 // As `pick_in_row`, from the list, and in order's numbers.
-__device__ __forceinline__ u64 pick_in_list(Shared& s, u32 bin, u64 rest, Filter filter,
-                                            float scale) {
+__device__ __forceinline__ u64 pick_in_list(Shared& s, u32 bin, u64 rest, Filter filter) {
+    float scale = s.source.scale;
     u32 first = first_of(s, bin), end = s.counts[bin];
     __syncthreads();
     for (u32 e = first + threadIdx.x; e < end; e += DRAW_THREADS) {
@@ -849,9 +856,10 @@ __device__ __forceinline__ u64 pick_in_list(Shared& s, u32 bin, u64 rest, Filter
 }
 
 // The lowest index whose logit cannot be: not a number, or +inf.
-__device__ __noinline__ u32 first_bad(Shared& s, Source source, bool nan) {
+__device__ __noinline__ u32 first_bad(Shared& s, bool nan) {
     if (threadIdx.x == 0) s.found = ALL;
     __syncthreads();
+    const Source source = s.source;
     for (u32 index = threadIdx.x; index < source.vocab; index += DRAW_THREADS) {
         float x = source.load(index);
         if (nan ? x != x : x == INFINITY) atomicMin(&s.found, index);
@@ -868,8 +876,6 @@ __device__ __forceinline__ u64 part_of(u64 sum, u64 part) {
 // A row on its way through the draw.
 struct Draw {
     Shared& s;
-    const Source& source;
-    const Row& row;
     const u32* masses;  // of the row's chunks
     u32 chunks, per;
     u32 listed;  // bins from the top that are in the list
@@ -884,7 +890,7 @@ struct Draw {
 
     // The logit of `bin` at which the kept masses pass `rest`, in order's numbers.
     __device__ __forceinline__ u64 pick(u32 bin, u64 rest, bool whole, Filter filter) {
-        if (bin < listed) return pick_in_list(s, bin, rest, filter, source.scale);
+        if (bin < listed) return pick_in_list(s, bin, rest, filter);
         u32 t = threadIdx.x, index;
         if (whole) {
             u32 own = t < chunks ? mass_of_chunk(t, bin) : 0;
@@ -895,17 +901,17 @@ struct Draw {
             }
             __syncthreads();
             u32 begin = s.found * (THREADS * per);
-            index = pick_in_chunk(s, source, begin, per / 8, bin, (u32)s.found_sum);
+            index = pick_in_chunk(s, begin, per / 4, bin, (u32)s.found_sum);
         } else {
-            index = pick_in_row(s, source, bin, rest, filter);
+            index = pick_in_row(s, bin, rest, filter);
         }
-        return order_of(source.load(index), index);
+        return order_of(s.source.load(index), index);
     }
 
     // Draws from the bins above the edge, and of the edge from what the filter keeps.
     __device__ __forceinline__ u64 once(u32 edge, u64 mass, u32 attempt, Filter filter, u32* bin) {
         u64 a, b;
-        philox(row, attempt, &a, &b);
+        philox(s.row, attempt, &a, &b);
         u64 point = __umul64hi(a, above(edge) + weigh(edge, mass));
         *bin = min(first_reaching(s.weights, point + 1), edge);
         bool is_edge = *bin == edge;
@@ -916,48 +922,46 @@ struct Draw {
 
     __device__ __forceinline__ u64 cut(u32 bin, u64 need, bool counting) {
         if (bin < listed) return cut_in_list(s, bin, need, counting);
-        return cut_in_row(s, source, bin, need, counting);
+        return cut_in_row(s, bin, need, counting);
     }
 
     __device__ __forceinline__ u64 mass(u32 bin, Filter filter) {
-        if (bin < listed) return mass_in_list(s, bin, filter, source.scale);
-        return mass_in_row(s, source, bin, filter);
+        if (bin < listed) return mass_in_list(s, bin, filter);
+        return mass_in_row(s, bin, filter);
     }
 };
 
-// Sums of a row's bins from those of its chunks, all seen from the row's top, for threads below 256.
-__device__ __forceinline__ u64 sum_chunks(Shared& s, const u32* sums, u32 chunks) {
-    const u32 AT_ONCE = 16;
-    u32 bin = threadIdx.x & 255, half = threadIdx.x / 256;
+// Sum of this thread's bin of a row from those of its chunks, all seen from the row's top.
+__device__ __forceinline__ u64 sum_chunks(const Shared& s, const u32* sums, u32 chunks) {
+    const u32 AT_ONCE = 32;
+    u32 bin = threadIdx.x;
     u64 sum = 0;
-    for (u32 first = half; first < chunks; first += 2 * AT_ONCE) {
-        u32 values[AT_ONCE];
-        bool has[AT_ONCE];
+    for (u32 first = 0; first < chunks; first += AT_ONCE) {
+        u32 values[AT_ONCE], has = 0;
         // As in `load_tiles`: what is not there is read elsewhere.
 #pragma unroll
         for (u32 i = 0; i < AT_ONCE; i++) {
-            u32 c = min(first + 2 * i, chunks - 1), below = bin - s.offsets[c];
-            has[i] = first + 2 * i < chunks && below < BINS && s.used[c] >> (below / 8) & 1;
-            values[i] = __ldg(sums + (has[i] ? c * 256 + below : 0));
+            u32 c = min(first + i, chunks - 1), below = bin - s.offsets[c];
+            bool here = first + i < chunks && below < BINS && s.used[c] >> (below / 8) & 1;
+            values[i] = __ldg(sums + (here ? c * 256 + below : 0));
+            has |= (u32)here << i;
         }
 #pragma unroll
-        for (u32 i = 0; i < AT_ONCE; i++) sum += has[i] ? values[i] : 0;
+        for (u32 i = 0; i < AT_ONCE; i++) sum += has >> i & 1 ? values[i] : 0;
     }
-    if (half) s.order[bin] = sum;
-    __syncthreads();
-    return half ? 0 : sum + s.order[bin];
+    return sum;
 }
 
 // The likeliest `n`, in order, into `top`, from the list if it has them.
-__device__ __noinline__ void list_top(Shared& s, Source source, bool in_list, u32 n,
-                                      int octave, Top* top) {
+__device__ __noinline__ void list_top(Shared& s, bool in_list, u32 n, int octave, Top* top) {
+    const Source source = s.source;
     u32 t = threadIdx.x;
     __syncthreads();
     if (!in_list) {
-        counts_in_row(s, source);
+        counts_in_row(s);
         u32 bin = first_reaching(s.counts, n);
         u64 last = ~0ull;
-        if (bin < BINS) last = cut_in_row(s, source, bin, n - first_of(s, bin), true);
+        if (bin < BINS) last = cut_in_row(s, bin, n - first_of(s, bin), true);
         __syncthreads();
         if (t == 0) s.count = 0;
         __syncthreads();
@@ -1001,12 +1005,12 @@ __device__ __noinline__ float entropy_of(Shared& s, const u32* moments, u32 chun
 }
 
 // What a row gets that cannot be sampled.
-__device__ __noinline__ void refuse(Shared& s, Source source, float most, bool is_nan,
+__device__ __noinline__ void refuse(Shared& s, float most, bool is_nan,
                                     u32 top_n, Result* result, Top* top) {
     Result refused = {OUT_OF_RANGE, ALL, -INFINITY, 0.0f};
     if (is_nan || most == INFINITY) {
         refused.status = is_nan ? IS_NAN : INFINITE;
-        refused.token = first_bad(s, source, is_nan);
+        refused.token = first_bad(s, is_nan);
     } else if (most == -INFINITY) {
         refused.status = ALL_MASKED;
     }
@@ -1026,19 +1030,18 @@ extern "C" __global__ void __launch_bounds__(DRAW_THREADS, 2)
     tops += number * top_n;
 
     // All that is asked for at once: what the scan left, but for the sums.
-    uint4 group_bins_here = make_uint4(0, 0, 0, 0);
-    if (t < chunks * chunk_groups / 16) {
-        group_bins_here = __ldg((const uint4*)(group_bins + first_chunk * chunk_groups) + t);
-    }
+    const uint4* from = (const uint4*)(group_bins + first_chunk * chunk_groups);
+    uint4 group_bins_here[2];
+    u32 quads = chunks * chunk_groups / 16;
+    group_bins_here[0] = __ldg(from + min(t, quads - 1));
+    group_bins_here[1] = __ldg(from + min(t + DRAW_THREADS, quads - 1));
     uint2 used_here = make_uint2(0, 0);
     float own = -INFINITY;
     if (t < chunks) {
         own = __ldg(largest + first_chunk + t);
         used_here = __ldg((const uint2*)used + first_chunk + t);
     }
-    Row row = rows[number];
-    Source source = {logits, edits, edited, number * vocab, type, vocab, 0, 0, row.scale, 0};
-    if (starts) source.start = starts[number], source.end = starts[number + 1];
+    if (t < sizeof(Row) / 4) ((u32*)&s.row)[t] = __ldg((const u32*)(rows + number) + t);
 
     float most = own;
 #pragma unroll
@@ -1046,18 +1049,24 @@ extern "C" __global__ void __launch_bounds__(DRAW_THREADS, 2)
     if (lane() == 0) s.warp_max[t / 32] = most;
     if (t < 256) s.counts[t] = 0;
     if (t == 0) s.group_count = s.count = 0;
-    if (t < chunks * chunk_groups / 16) ((uint4*)s.group_bins)[t] = group_bins_here;
+    ((uint4*)s.group_bins)[t] = group_bins_here[0];
+    ((uint4*)s.group_bins)[t + DRAW_THREADS] = group_bins_here[1];
     bool is_nan = __syncthreads_or(own != own);
     most = s.warp_max[0];
 #pragma unroll
     for (int w = 1; w < CHUNKS_MAX / 32; w++) most = fmaxf(most, s.warp_max[w]);
+    const Row& row = s.row;
     float scaled_max = __fmul_rn(most, row.scale);
+    int octave = bin_of(scaled_max) >> 3;
+    if (t == 0) {
+        u32 start = starts ? starts[number] : 0, end = starts ? starts[number + 1] : 0;
+        s.source = {logits, edits,  edited, number * vocab, type,
+                    vocab,  start, end,    row.scale,      octave * 8 + 7};
+    }
     if (is_nan || !(fabsf(scaled_max) <= SCALED_MAX)) {
-        refuse(s, source, most, is_nan, top_n, results + number, tops);
+        refuse(s, most, is_nan, top_n, results + number, tops);
         return;
     }
-    int octave = bin_of(scaled_max) >> 3;
-    source.top = octave * 8 + 7;
     if (t < chunks) {
         int below = octave - (bin_of(__fmul_rn(own, row.scale)) >> 3);
         s.offsets[t] = own == -INFINITY ? 256 : min(below, 32) * 8;
@@ -1098,7 +1107,7 @@ extern "C" __global__ void __launch_bounds__(DRAW_THREADS, 2)
 
     // How far down the list must reach, and whether it can.
     bool by_count = row.top_k <= s.at_most[BINS - 1], by_mass = row.top_p < 1ull << 32;
-    Draw draw = {s, source, row, masses, chunks, per, 0};
+    Draw draw = {s, masses, chunks, per, 0};
     u32 reach = 0;
     if (by_count || by_mass) {
         reach = by_count ? first_reaching(s.at_least, row.top_k)
@@ -1113,7 +1122,7 @@ extern "C" __global__ void __launch_bounds__(DRAW_THREADS, 2)
         if (in_list) draw.listed = max(draw.listed, bin + 1);
     }
     if (draw.listed > 0) {
-        gather(s, source, chunk_groups, per, type == F32 ? 4 : 8, chunks, draw.listed - 1);
+        gather(s, chunk_groups, per, type == F32 ? 4 : 8, chunks, draw.listed - 1);
     }
 
     // The edge. What its cut must reach is `need`; the cut is found when it is wanted.
@@ -1122,7 +1131,7 @@ extern "C" __global__ void __launch_bounds__(DRAW_THREADS, 2)
     u64 need = 0, kept = total;
     bool is_cut = false, counting = false;
     if (by_count) {
-        if (reach >= draw.listed) counts_in_row(s, source);
+        if (reach >= draw.listed) counts_in_row(s);
         u32 bin = first_reaching(s.counts, row.top_k);
         if (bin < BINS) {
             edge = bin;
@@ -1133,7 +1142,7 @@ extern "C" __global__ void __launch_bounds__(DRAW_THREADS, 2)
     if (by_mass) {
         if (is_cut) {
             filter.last = draw.cut(edge, need, true);
-            u64 up_to = edge < draw.listed ? s.total : mass_in_row(s, source, edge, filter);
+            u64 up_to = edge < draw.listed ? s.total : mass_in_row(s, edge, filter);
             kept = draw.above(edge) + weigh(edge, up_to);
         }
         u64 goal = part_of(kept, row.top_p);
@@ -1144,7 +1153,7 @@ extern "C" __global__ void __launch_bounds__(DRAW_THREADS, 2)
         counting = false;
     }
     float scaled_min = __fadd_rn(scaled_max, row.min_p);
-    u32 min_bin = source.top - bin_of(scaled_min);
+    u32 min_bin = octave * 8 + 7 - bin_of(scaled_min);
     if (min_bin <= edge) {
         filter.scaled_min = scaled_min;
         if (min_bin < edge) is_cut = false;
@@ -1161,7 +1170,7 @@ extern "C" __global__ void __launch_bounds__(DRAW_THREADS, 2)
         bool keeps = scaled_of(order, row.scale) >= filter.scaled_min;
         if (keeps && is_cut && !counting && edge >= draw.listed) {
             Filter before = {order - 1, -INFINITY};
-            keeps = mass_in_row(s, source, edge, before) < need;
+            keeps = mass_in_row(s, edge, before) < need;
         } else if (keeps) {
             if (is_cut) filter.last = draw.cut(edge, need, counting);
             is_cut = false;
@@ -1177,7 +1186,7 @@ extern "C" __global__ void __launch_bounds__(DRAW_THREADS, 2)
 
     float entropy = 0.0f;
     __syncthreads();
-    if (top_n > 0) list_top(s, source, in_list, top_n, octave, tops);
+    if (top_n > 0) list_top(s, in_list, top_n, octave, tops);
     if (moments) entropy = entropy_of(s, moments + first_chunk * 256, chunks);
     if (t == 0) {
         double p = ln_scaled(scaled_of(order, row.scale), octave);

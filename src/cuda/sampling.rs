@@ -21,9 +21,8 @@ use crate::post::sampling::{Batch, Edit, Logits, Refusal, Row, Sampled};
 /// The kernels.
 pub static SAMPLING: Family = family!("sampling");
 
-/// Threads of a block of the scan and of the edits, and of the draw.
+/// Threads of a block.
 const THREADS: u32 = 256;
-const DRAW_THREADS: u32 = 512;
 /// Marks of a chunk: which octaves of its bins were written.
 const MARKS: usize = 8;
 /// Bins of a chunk, with one to spare.
@@ -361,7 +360,7 @@ impl Work {
             .with(answers)
             .with(tops);
         // SAFETY: as above; a block for each row writes the row's answer and its `top_n` tops.
-        unsafe { stream.launch(&self.sampler.draw, Grid::line(rows_u32, DRAW_THREADS), &arguments) }
+        unsafe { stream.launch(&self.sampler.draw, Grid::line(rows_u32, THREADS), &arguments) }
     }
 
     /// Records a launch for each of `logits`, in this order, to be replayed at a fraction of the

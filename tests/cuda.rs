@@ -105,7 +105,7 @@ impl Case {
         Batch { logits, vocab, params, edits, top_n, entropy }
     }
 
-    fn as_type(mut self, kind: Type) -> Case {
+    fn written_as(mut self, kind: Type) -> Case {
         self.halves = match kind {
             Type::F32 => Vec::new(),
             Type::F16 => self.logits.iter().map(|&x| to_f16(x)).collect(),
@@ -342,7 +342,7 @@ fn random_case(prng: &mut Prng) -> Case {
     let top_n = prng.below(3) as usize * prng.below(17) as usize;
     let entropy = prng.below(2) == 0;
     let halves = Vec::new();
-    Case { logits, halves, kind, vocab, params, edits, top_n, entropy }.as_type(kind)
+    Case { logits, halves, kind, vocab, params, edits, top_n, entropy }.written_as(kind)
 }
 
 fn random_params(vocab: usize, prng: &mut Prng) -> Params {

@@ -28,7 +28,7 @@ const LAYERS: [(&str, &[&str]); 16] = [
     ("sched", &["net", "metrics", "limits", "clock", "prng", "log"]),
     ("backend", &["proto", "net", "wire", "metrics", "limits", "clock", "prng", "log"]),
     ("cuda", &["post", "limits"]),
-    ("post", &["limits"]),
+    ("post", &["limits", "prng"]),
     ("proto", &["wire", "limits", "clock"]),
     ("net", &["limits", "clock", "prng"]),
     ("wire", &["limits", "clock"]),

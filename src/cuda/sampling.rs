@@ -15,11 +15,11 @@ use std::sync::Arc;
 
 use super::memory::Plain;
 use super::{Arguments, DeviceVec, Error, Family, Function, Gpu, Graph, Grid, Lane, PinnedVec};
-use crate::family;
 use crate::post::sampling::{Batch, Edit, Logits, Refusal, Row, Sampled};
 
 /// The kernels.
-pub static SAMPLING: Family = family!("sampling");
+pub static SAMPLING: Family =
+    Family { name: "sampling", ptx: include_str!(concat!(env!("OUT_DIR"), "/sampling.ptx")) };
 
 /// Threads of a block.
 const THREADS: u32 = 256;
@@ -339,8 +339,8 @@ impl Work {
             .with(self.group_bins.at_mut());
         let scan = &self.sampler.scan[kind as usize][usize::from(self.per_thread == 32)];
         let grid = Grid::plane(self.chunks as u32, rows_u32, THREADS);
-        // SAFETY: `work` took the memory for rows * chunks blocks of this many logits, each of which
-        // writes its own; logits past `vocab` are not read.
+        // SAFETY: `work` took the memory for rows * chunks blocks of this many logits, each of
+        // which writes its own; logits past `vocab` are not read.
         unsafe { stream.launch(scan, grid, &arguments)? };
         let arguments = input
             .with(kind as u32)

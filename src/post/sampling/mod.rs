@@ -21,8 +21,8 @@
 //!    is the *edge*, and only there must single logits be looked at.
 //! 5. Draw 0 takes a number below what the bins down to the edge weigh, the edge counted in full;
 //!    that gives a bin, and a second number below `S` of that bin an element of it, counted by
-//!    mass in index order. In a bin above the edge it is the token; in the edge it is if it is kept.
-//!    If it is not, draws 1 to 3 do the same anew, and draw 4 with what is kept of the edge.
+//!    mass in index order. In a bin above the edge it is the token; in the edge it is, if it is
+//!    kept. If it is not, draws 1 to 3 do the same anew, and draw 4 with what is kept of the edge.
 //!
 //! A kept token of weight `w` is drawn with probability `w / kept`: where `full` counts the whole
 //! edge, `kept` what is kept, and `r = (full - kept) / full`, that is the sum of `r^i * w / full`

@@ -336,10 +336,14 @@ proptest! {
 
     /// Rows do not know of each other, nor of threads.
     #[test]
-    fn a_batch_is_its_rows(params in prop::collection::vec(any_params(), 1..9), seed in any::<u64>()) {
+    fn a_batch_is_its_rows(
+        params in prop::collection::vec(any_params(), 1..9),
+        seed in any::<u64>(),
+    ) {
         let logits = gaussian(params.len() * 70, 2.0, seed);
+        let (logits_of, edits) = (Logits::F32(&logits), &[]);
         let batch =
-            Batch { logits: Logits::F32(&logits), vocab: 70, params: &params, edits: &[], top_n: 2, entropy: true };
+            Batch { logits: logits_of, vocab: 70, params: &params, edits, top_n: 2, entropy: true };
         let all = sample(&batch, 3).unwrap();
         for (i, params) in params.iter().enumerate() {
             let row = one_edited(&logits[i * 70..][..70], *params, Vec::new(), 2);

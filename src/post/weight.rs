@@ -12,7 +12,7 @@
 //! `y` does not decrease when `x` grows, so a bin is an interval of logits. Each step is one
 //! IEEE 754 operation, rounded to nearest, and none is contracted, so `n` and `M` are the same bits
 //! wherever they are computed. `y` is as exact as if the logit had been off by half a unit in its
-//! last place; `M` is within 4.1e-6 of the true value.
+//! last place; `M` is within 4.3e-6 of the true value.
 //!
 //! Sums of masses are integers: exact, whatever their order.
 
@@ -167,11 +167,11 @@ mod tests {
             assert!((f64::from(y) - f64::from(n)).abs() <= 0.5, "{y}: bin {n}");
             let exact = ((f64::from(y) - f64::from(n)) / 8.0).exp2();
             let error = f64::from(m) / f64::from(MASS_ONE) / exact - 1.0;
-            assert!(error.abs() < 4.1e-6, "{y}: mass {m} is {error:e} off");
+            assert!(error.abs() < 4.3e-6, "{y}: mass {m} is {error:e} off");
             assert!((125_515..=136_875).contains(&m), "{y}: {m}");
             let place = f64::from(y) - f64::from(n) + 0.5;
             let moment = f64::from(moment(y)) / f64::from(MASS_ONE);
-            assert!((moment - place * exact).abs() < 4.5e-6, "{y}: moment {moment}");
+            assert!((moment - place * exact).abs() < 8.2e-6, "{y}: moment {moment}");
         }
     }
 

@@ -10,10 +10,11 @@
 // that logit's octave down, and for each group of 32 logits the bin of its largest. From the sums the
 // draw knows at which bin a rule cuts; from the groups' bins where the few logits above it are. Only
 // those are read again: the groups that hold a narrow nucleus, or the one chunk that a wide one is
-// drawn from. Where the edge of a wide one must be looked into, the draw passes over the whole row,
-// at most 18 times.
+// drawn from. Where a draw lands in the edge of a wide one, the row is passed over once to see
+// whether the token is kept; only what is wide and cut by number, or was drawn in vain 4 times,
+// takes more passes, at most 30.
 //
-// Bounds: vocab <= 2^18, 256 threads a block, 31 KiB of shared memory. Nothing here needs more than
+// Bounds: vocab <= 2^18, 256 threads a block, 32 KiB of shared memory. Nothing here needs more than
 // sm_50 and PTX 6.4: what is called between threads of a warp is of the _sync kind.
 
 typedef unsigned char u8;
@@ -68,26 +69,39 @@ enum Type { F32, F16, BF16 };
 #define SCALED_MAX 4000000.0f
 #define LN_2 0.69314718055994530942
 
+// The bin of a row's or a group's largest.
 __device__ __forceinline__ int bin_of(float y) {
     return __float_as_int(__fadd_rn(fmaxf(y, SCALED_MIN), ROUND)) - __float_as_int(ROUND);
 }
 
+// How far below `top` the bin of y is. What is below SCALED_MIN, where the sum is no integer or
+// even negative, comes out as 255 or more, as everything does that is far below: its bits are
+// those of a float below ROUND, or have the sign set, and `top` is 4,000,007 at most.
+__device__ __forceinline__ u32 bin_below(int top, float y) {
+    return (u32)(top + __float_as_int(ROUND)) - __float_as_uint(__fadd_rn(y, ROUND));
+}
+
 __device__ __forceinline__ float place_in_bin(float y) {
-    y = fmaxf(y, SCALED_MIN);
     return __fadd_rn(y, -__fadd_rn(__fadd_rn(y, ROUND), -ROUND));
 }
 
+// 64 and the power, of which 17 bits behind the point are left.
 __device__ __forceinline__ float power_of(float f) {
     float p = __fadd_rn(__fmul_rn(f, 0.000108406464f), 0.0037535392f);
     p = __fadd_rn(__fmul_rn(f, p), 0.0866434f);
-    return __fadd_rn(__fmul_rn(f, p), 1.0f);
+    return __fadd_rn(__fmul_rn(f, p), 65.0f);
 }
 
-__device__ __forceinline__ u32 fixed(float v) {
-    return __float_as_uint(__fadd_rn(64.0f, v)) - __float_as_uint(64.0f);
+__device__ __forceinline__ u32 fixed(float above_64) {
+    return __float_as_uint(above_64) - __float_as_uint(64.0f);
 }
 
+// Of a y that is in the window.
 __device__ __forceinline__ u32 mass_of(float y) { return fixed(power_of(place_in_bin(y))); }
+
+__device__ __forceinline__ u32 moment_of(float f, float power) {
+    return fixed(__fadd_rn(64.0f, __fmul_rn(__fadd_rn(power, -64.0f), __fadd_rn(f, 0.5f))));
+}
 
 __constant__ u32 FACTOR[8] = {67108864,  73182735,  79806339,  87029429,
                               94906266, 103496017, 112863206, 123078199};
@@ -135,7 +149,7 @@ __device__ __forceinline__ double ln_scaled(float y, int octave) {
 
 // ---- philox.rs ----
 
-__device__ void philox(const Row& row, u32 attempt, u64* a, u64* b) {
+__device__ __forceinline__ void philox(const Row& row, u32 attempt, u64* a, u64* b) {
     u32 c0 = attempt, c1 = row.step, c2 = (u32)row.stream, c3 = (u32)(row.stream >> 32);
     u32 k0 = (u32)row.seed, k1 = (u32)(row.seed >> 32);
     for (int round = 0; round < 10; round++) {
@@ -188,8 +202,8 @@ __device__ __forceinline__ void load_vector(const void* logits, u64 at, float* i
 
 __device__ __forceinline__ u32 lane() { return threadIdx.x & 31; }
 
-// Sum of `value` over the threads up to and with this one. `scratch` has room for 8; the caller
-// syncs before it is used again.
+// Sum of `value` over the threads up to and with this one, in a block of up to 8 warps, or in the
+// first 8 of one. `scratch` has room for 8; the caller syncs before it is used again.
 template <typename V>
 __device__ __forceinline__ V scan(V value, V* scratch) {
 #pragma unroll
@@ -198,7 +212,7 @@ __device__ __forceinline__ V scan(V value, V* scratch) {
         if (lane() >= d) value += below;
     }
     u32 warp = threadIdx.x / 32;
-    if (lane() == 31) scratch[warp] = value;
+    if (lane() == 31 && warp < WARPS) scratch[warp] = value;
     __syncthreads();
     V before = 0;
 #pragma unroll
@@ -270,17 +284,16 @@ __device__ __forceinline__ void apply_edits(float* x, u32 begin, u32 count, cons
 template <int PER, bool MOMENTS>
 __device__ __forceinline__ void tally(const float* x, float scale, int top, u32* masses,
                                       u32* moments) {
-    u32 copy = threadIdx.x & 3;
+    masses += threadIdx.x & 3;
+    moments += threadIdx.x & 3;
 #pragma unroll
     for (int i = 0; i < PER; i++) {
         float y = __fmul_rn(x[i], scale);
-        u32 t = (u32)(top - bin_of(y));
+        u32 t = bin_below(top, y);
         float f = place_in_bin(y), power = power_of(f);
         if (t < BINS) {
-            atomicAdd(&masses[t * 4 + copy], fixed(power));
-            if (MOMENTS) {
-                atomicAdd(&moments[t * 4 + copy], fixed(__fmul_rn(power, __fadd_rn(f, 0.5f))));
-            }
+            atomicAdd(&masses[t * 4], fixed(power));
+            if (MOMENTS) atomicAdd(&moments[t * 4], moment_of(f, power));
         }
     }
 }
@@ -288,8 +301,8 @@ __device__ __forceinline__ void tally(const float* x, float scale, int top, u32*
 template <int T, int PER>
 __device__ __forceinline__ void scan_chunk(const void* logits, u32 vocab, const Row* rows,
                                            const u32* starts, const Edit* edits,
-                                           const float* edited, float* largest, u32* masses,
-                                           u32* moments, u8* group_bins) {
+                                           const float* edited, float* largest, u8* used,
+                                           u32* masses, u32* moments, u8* group_bins) {
     const int W = T == F32 ? 4 : 8, L = PER / W, LANES = GROUP / PER;
     __shared__ uint4 bins[256], bin_moments[256];
     __shared__ float warp_max[WARPS];
@@ -352,11 +365,19 @@ __device__ __forceinline__ void scan_chunk(const void* logits, u32 vocab, const 
         tally<PER, false>(x, scale, top, (u32*)bins, 0);
     }
     __syncthreads();
-    uint4 sum = bins[t];
-    masses[chunk * 256 + t] = sum.x + sum.y + sum.z + sum.w;
-    if (moments) {
-        sum = bin_moments[t];
-        moments[chunk * 256 + t] = sum.x + sum.y + sum.z + sum.w;
+    uint4 four = bins[t];
+    u32 sum = four.x + four.y + four.z + four.w, filled = __ballot_sync(ALL, sum > 0);
+    // A bit for each of the warp's four octaves.
+    u32 octaves = 0;
+#pragma unroll
+    for (int o = 0; o < 4; o++) octaves |= (filled >> (8 * o) & 255 ? 1 : 0) << o;
+    if (lane() == 0) used[chunk * WARPS + t / 32] = octaves;
+    if (octaves >> (lane() / 8) & 1) {
+        masses[chunk * 256 + t] = sum;
+        if (moments) {
+            four = bin_moments[t];
+            moments[chunk * 256 + t] = four.x + four.y + four.z + four.w;
+        }
     }
 }
 
@@ -369,17 +390,23 @@ __device__ __forceinline__ void scan_chunk(const void* logits, u32 vocab, const 
     SCAN(NAME, T, 8)                                                                               \
     SCAN(NAME, T, 32)
 #define SCAN(NAME, T, PER)                                                                         \
-    extern "C" __global__ void __launch_bounds__(THREADS) sampling_scan_##NAME##_##PER(            \
+    extern "C" __global__ void __launch_bounds__(THREADS, 5) sampling_scan_##NAME##_##PER(         \
         const void* logits, u32 vocab, const Row* rows, const u32* starts, const Edit* edits,      \
-        const float* edited, float* largest, u32* masses, u32* moments, u8* group_bins) {          \
-        scan_chunk<T, PER>(logits, vocab, rows, starts, edits, edited, largest, masses, moments,   \
-                           group_bins);                                                            \
+        const float* edited, float* largest, u8* used, u32* masses, u32* moments,                  \
+        u8* group_bins) {                                                                          \
+        scan_chunk<T, PER>(logits, vocab, rows, starts, edits, edited, largest, used, masses,      \
+                           moments, group_bins);                                                   \
     }
 KERNELS(f32, F32)
 KERNELS(f16, F16)
 KERNELS(bf16, BF16)
 
 // ---- The draw ----
+
+#define DRAW_THREADS 256
+#define DRAW_WARPS 8
+// Draws from a whole edge, before what is kept of it is found out.
+#define DRAWS 4
 
 // Where a row's logits are.
 struct Source {
@@ -391,13 +418,19 @@ struct Source {
     float scale;
     int top;
 
-    __device__ __forceinline__ float raw(u32 index) const {
-        return type == F32   ? load_one<F32>(logits, row + index)
-               : type == F16 ? load_one<F16>(logits, row + index)
-                             : load_one<BF16>(logits, row + index);
+    // A logit as it lies there, to be widened when it has come.
+    __device__ __forceinline__ u32 bits(u32 index) const {
+        return type == F32 ? __ldg((const u32*)logits + row + index)
+                           : __ldg((const u16*)logits + row + index);
     }
 
-    __device__ float edit(u32 index, float x) const {
+    __device__ __forceinline__ float widen(u32 bits) const {
+        if (type == F16) return widen_f16(bits);
+        return __uint_as_float(type == F32 ? bits : bits << 16);
+    }
+
+    // The logit `x` of this index, or what it was edited to.
+    __device__ __forceinline__ float edit(u32 index, float x) const {
         u32 low = start, high = end;
         while (low < high) {
             u32 middle = (low + high) / 2;
@@ -411,15 +444,57 @@ struct Source {
     }
 
     __device__ __forceinline__ float load(u32 index) const {
-        float x = raw(index);
+        float x = widen(bits(index));
         return start < end ? edit(index, x) : x;
     }
 
-    __device__ __forceinline__ float scaled(u32 index) const {
-        return __fmul_rn(load(index), scale);
+    // N times 4 logits, `stride` apart; what is past the vocabulary is -inf. No load waits for
+    // another, nor for a branch: places past the end are read at the end, and then replaced.
+    template <int N>
+    __device__ __forceinline__ void load_tiles(u32 first, u32 stride, float (*x)[4]) const {
+        if (vocab % 4 != 0) {
+            u32 words[4 * N];
+#pragma unroll
+            for (int i = 0; i < 4 * N; i++) {
+                words[i] = bits(min(first + i / 4 * stride + i % 4, vocab - 1));
+            }
+#pragma unroll
+            for (int i = 0; i < 4 * N; i++) x[i / 4][i % 4] = widen(words[i]);
+        } else if (type == F32) {
+#pragma unroll
+            for (int i = 0; i < N; i++) {
+                load_vector<F32>(logits, row + min(first + i * stride, vocab - 4), x[i]);
+            }
+        } else {
+            uint2 halves[N];
+#pragma unroll
+            for (int i = 0; i < N; i++) {
+                u64 at = row + min(first + i * stride, vocab - 4);
+                halves[i] = __ldg((const uint2*)((const u16*)logits + at));
+            }
+#pragma unroll
+            for (int i = 0; i < 4 * N; i++) {
+                u32 word = i % 4 < 2 ? halves[i / 4].x : halves[i / 4].y;
+                u32 half = word >> (i % 2 * 16) & 0xffff;
+                x[i / 4][i % 4] = type == F16 ? widen_f16(half) : __uint_as_float(half << 16);
+            }
+        }
+#pragma unroll
+        for (int i = 0; i < 4 * N; i++) {
+            if (first + i / 4 * stride + i % 4 >= vocab) x[i / 4][i % 4] = -INFINITY;
+        }
+        if (start < end) {
+#pragma unroll 1
+            for (int i = 0; i < 4 * N; i++) {
+                u32 index = first + i / 4 * stride + i % 4;
+                float edited_one = load(min(index, vocab - 1));
+#pragma unroll
+                for (int j = 0; j < 4 * N; j++) {
+                    if (j == i && index < vocab) x[j / 4][j % 4] = edited_one;
+                }
+            }
+        }
     }
-
-    __device__ __forceinline__ u32 bin(float y) const { return (u32)(top - bin_of(y)); }
 };
 
 // The order as numbers: least first.
@@ -427,7 +502,7 @@ __device__ __forceinline__ u64 order_of(float x, u32 index) {
     return (u64)~key_of(x) << 32 | index;
 }
 
-__device__ __forceinline__ float order_scaled(u64 order, float scale) {
+__device__ __forceinline__ float scaled_of(u64 order, float scale) {
     return __fmul_rn(logit_of(~(u32)(order >> 32)), scale);
 }
 
@@ -436,69 +511,95 @@ struct Filter {
     u64 last;  // in order, up to and with this
     float scaled_min;
 
-    __device__ __forceinline__ bool keeps(u64 order, float y) const {
-        return order <= last && y >= scaled_min;
+    __device__ __forceinline__ bool keeps(u64 order, float scale) const {
+        return order <= last && scaled_of(order, scale) >= scaled_min;
     }
 };
 
 struct Shared {
+    // What all threads know of the row: here, since there are few registers.
+    Row row;
+    Source source;
     u64 weights[256];  // of all bins from the top to this
     u64 masses[256];   // of this bin
     u32 at_least[256], at_most[256];  // logits in all bins from the top to this
-    u64 sums[WARPS];
-    u32 counts[WARPS];
+    u32 counts[256];                  // the same, exactly, where they were counted
+    u64 sums[DRAW_WARPS], more_sums[WARPS];
+    u32 few_sums[WARPS];
+    // The list: logits of the bins from the top to some bin, bin by bin.
     u64 order[LIST_MAX];
     u32 mass[LIST_MAX];
-    u8 bin[LIST_MAX];
+    // Until the list is made, its logits as they are found; before, the groups' bins.
+    union {
+        u8 group_bins[GROUPS_MAX];
+        u64 found_order[LIST_MAX];
+        u64 digits[256];
+    };
     u16 groups[LIST_MAX];
-    u8 group_bins[GROUPS_MAX];
+    u32 used[CHUNKS_MAX];
     u16 offsets[CHUNKS_MAX];
-    float warp_max[WARPS];
+    float warp_max[DRAW_WARPS];
+    u32 parts[64];
     u32 group_count, count, found;
     u64 found_sum, total;
+    double ln_total;
 };
 
-// First place where the running sums reach `goal`; BINS where none does. Every thread gets it.
+// First place where the running sums reach `goal`; BINS where none does.
 template <typename V>
-__device__ __forceinline__ u32 first_reaching(Shared& s, const V* running, V goal) {
-    u32 t = threadIdx.x;
-    __syncthreads();
-    if (t == 0) s.found = BINS;
-    __syncthreads();
-    if (t < BINS && running[t] >= goal && (t == 0 || running[t - 1] < goal)) s.found = t;
-    __syncthreads();
-    return s.found;
+__device__ __forceinline__ u32 first_reaching(const V* running, V goal) {
+    return __syncthreads_count(threadIdx.x < BINS && running[threadIdx.x] < goal);
 }
 
 // Sum over the block; every thread gets it.
 __device__ __forceinline__ u64 sum_all(Shared& s, u64 value) {
+#pragma unroll
+    for (int d = 16; d > 0; d /= 2) value += __shfl_down_sync(ALL, value, d);
     __syncthreads();
-    u64 running = scan(value, s.sums);
-    if (threadIdx.x == THREADS - 1) s.total = running;
+    if (lane() == 0) s.sums[threadIdx.x / 32] = value;
     __syncthreads();
-    return s.total;
+    value = 0;
+#pragma unroll
+    for (int w = 0; w < DRAW_WARPS; w++) value += s.sums[w];
+    return value;
+}
+
+// Running sum over the block.
+__device__ __forceinline__ u64 scan_all(Shared& s, u64 value) {
+#pragma unroll
+    for (int d = 1; d < 32; d *= 2) {
+        u64 below = __shfl_up_sync(ALL, value, d);
+        if (lane() >= d) value += below;
+    }
+    u32 warp = threadIdx.x / 32;
+    __syncthreads();
+    if (lane() == 31) s.sums[warp] = value;
+    __syncthreads();
+    for (u32 w = 0; w < warp; w++) value += s.sums[w];
+    return value;
 }
 
 // The last of the shortest prefix of a bin's order whose masses (or, with `counting`, whose number)
 // reach `need`, from the whole row: eight bits of the order at a time.
-__device__ __noinline__ u64 cut_in_row(Shared& s, const Source& source, u64* digits, u32 bin,
-                                       u64 need, bool counting) {
+__device__ __noinline__ u64 cut_in_row(Shared& s, u32 bin, u64 need, bool counting) {
+    const Source source = s.source;
     u32 t = threadIdx.x;
     u64 prefix = 0;
     for (int shift = 56; shift >= 0; shift -= 8) {
         if (shift == 24) continue;  // indices have 18 bits
         __syncthreads();
-        digits[t] = 0;
+        if (t < 256) s.digits[t] = 0;
         __syncthreads();
-        for (u32 index = t; index < source.vocab; index += THREADS) {
+        for (u32 index = t; index < source.vocab; index += DRAW_THREADS) {
             float x = source.load(index), y = __fmul_rn(x, source.scale);
             u64 order = order_of(x, index);
-            if (source.bin(y) == bin && (shift == 56 || order >> (shift + 8) == prefix >> (shift + 8))) {
-                atomicAdd(&digits[order >> shift & 255], counting ? 1ull : (u64)mass_of(y));
+            bool in = shift == 56 || order >> (shift + 8) == prefix >> (shift + 8);
+            if (in && bin_below(source.top, y) == bin) {
+                atomicAdd(&s.digits[order >> shift & 255], counting ? 1ull : (u64)mass_of(y));
             }
         }
         __syncthreads();
-        u64 own = digits[t], running = scan(own, s.sums);
+        u64 own = t < 256 ? s.digits[t] : 0, running = scan_all(s, own);
         if (running >= need && running - own < need) {
             s.found = t;
             s.found_sum = running - own;
@@ -510,142 +611,131 @@ __device__ __noinline__ u64 cut_in_row(Shared& s, const Source& source, u64* dig
     return prefix;
 }
 
-// The mass that a filter keeps of a bin, from the whole row.
-__device__ __noinline__ u64 mass_in_row(Shared& s, const Source& source, u32 bin, Filter filter) {
+// The mass that a filter keeps of a bin, from the whole row. One block has it to itself, so it is
+// short: the row is fetched into the second cache at once, and a few logits of the bin in a hundred
+// are first marked, then looked at.
+__device__ __noinline__ u64 mass_in_row(Shared& s, u32 bin, Filter filter) {
+    const Source source = s.source;
+    const u32 want = (u32)(source.top + __float_as_int(ROUND)) - bin;  // as in `bin_below`
+    const u32 width = source.type == F32 ? 4 : 2;
+    const char* begins = (const char*)source.logits + source.row * width;
+    for (u32 at = threadIdx.x * 128; at < source.vocab * width; at += DRAW_THREADS * 128) {
+        asm volatile("prefetch.global.L2 [%0];" ::"l"(begins + at));
+    }
     u64 sum = 0;
-    for (u32 index = threadIdx.x; index < source.vocab; index += THREADS) {
-        float x = source.load(index), y = __fmul_rn(x, source.scale);
-        if (source.bin(y) == bin && filter.keeps(order_of(x, index), y)) sum += mass_of(y);
+    for (u32 begin = threadIdx.x * 4; begin < source.vocab; begin += 8 * 4 * DRAW_THREADS) {
+        float x[8][4];
+        source.load_tiles<8>(begin, 4 * DRAW_THREADS, x);
+        u32 marks = 0;
+#pragma unroll
+        for (int i = 0; i < 32; i++) {
+            float y = __fmul_rn(x[i / 4][i % 4], source.scale);
+            marks |= __float_as_uint(__fadd_rn(y, ROUND)) == want ? 1u << i : 0;
+        }
+        while (marks) {
+            u32 i = __ffs(marks) - 1, index = begin + i / 4 * (4 * DRAW_THREADS) + i % 4;
+            marks &= marks - 1;
+            float logit = source.load(index), y = __fmul_rn(logit, source.scale);
+            bool kept = y >= filter.scaled_min && order_of(logit, index) <= filter.last;
+            sum += kept ? mass_of(y) : 0;
+        }
     }
     return sum_all(s, sum);
 }
 
-// How many logits of the row are in each bin from the top to this thread's.
-__device__ __noinline__ u32 counts_in_row(Shared& s, const Source& source, u32* counts) {
+// Counts the row's logits in the bins from the top to each.
+__device__ __noinline__ void counts_in_row(Shared& s) {
+    const Source source = s.source;
     u32 t = threadIdx.x;
     __syncthreads();
-    counts[t] = 0;
+    if (t < 256) s.counts[t] = 0;
     __syncthreads();
-    for (u32 index = t; index < source.vocab; index += THREADS) {
-        u32 bin = source.bin(source.scaled(index));
-        if (bin < BINS) atomicAdd(&counts[bin], 1);
+    for (u32 index = t; index < source.vocab; index += DRAW_THREADS) {
+        u32 bin = bin_below(source.top, __fmul_rn(source.load(index), source.scale));
+        if (bin < BINS) atomicAdd(&s.counts[bin], 1);
     }
     __syncthreads();
-    u32 running = scan(counts[t], s.counts);
+    u32 running = scan_all(s, t < 256 ? s.counts[t] : 0);
+    if (t < 256) s.counts[t] = running;
     __syncthreads();
-    counts[t] = running;
-    __syncthreads();
-    return running;
 }
 
-// In index order, the element of `bin` at which the kept masses pass `rest`: from the chunks on
-// `chunk`, in steps of 1,024 logits, each thread with 4 of them.
-__device__ __noinline__ u32 pick_in_row(Shared& s, const Source& source, u32 begin, u32 bin,
-                                        u64 rest, Filter filter) {
+// In index order, the logit of `bin` at which the kept masses pass `rest`.
+__device__ __noinline__ u32 pick_in_row(Shared& s, u32 bin, u64 rest, Filter filter) {
+    const Source source = s.source;
     u32 t = threadIdx.x;
-    for (; begin < source.vocab; begin += 4 * THREADS) {
-        u32 masses[4];
-        u64 own = 0;
-#pragma unroll
-        for (int i = 0; i < 4; i++) {
-            u32 index = begin + t * 4 + i;
-            masses[i] = 0;
-            if (index < source.vocab) {
-                float x = source.load(index), y = __fmul_rn(x, source.scale);
-                bool in = source.bin(y) == bin && filter.keeps(order_of(x, index), y);
-                masses[i] = in ? mass_of(y) : 0;
-            }
-            own += masses[i];
+    for (u32 begin = 0; begin < source.vocab; begin += DRAW_THREADS) {
+        u32 index = begin + t, own = 0;
+        if (index < source.vocab) {
+            float x = source.load(index), y = __fmul_rn(x, source.scale);
+            bool in = bin_below(source.top, y) == bin;
+            if (in && filter.keeps(order_of(x, index), source.scale)) own = mass_of(y);
         }
-        __syncthreads();
         if (t == 0) s.found = ALL;
-        u64 running = scan(own, s.sums);
-        if (rest < running && rest >= running - own) {
-            u64 before = running - own;
-#pragma unroll
-            for (int i = 0; i < 4; i++) {
-                if (rest >= before && rest < before + masses[i]) s.found = begin + t * 4 + i;
-                before += masses[i];
-            }
-        }
-        if (t == THREADS - 1) s.total = running;
+        u64 running = scan_all(s, own);
+        if (rest < running && rest >= running - own) s.found = index;
+        if (t == DRAW_THREADS - 1) s.total = running;
         __syncthreads();
-        if (s.found != ALL) return s.found;
+        u32 found = s.found;
         rest -= s.total;
+        __syncthreads();
+        if (found != ALL) return found;
     }
     return 0;
 }
 
-// 4 logits from `index` on; what is past the vocabulary is -inf.
-__device__ __forceinline__ void load_four(const Source& source, u32 index, float* into) {
-    if (source.vocab % 4 == 0 && index < source.vocab) {
-        if (source.type == F32) {
-            load_vector<F32>(source.logits, source.row + index, into);
-        } else {
-            uint2 v = __ldg((const uint2*)((const u16*)source.logits + source.row + index));
-            const u32 words[2] = {v.x, v.y};
-#pragma unroll
-            for (int i = 0; i < 4; i++) {
-                u32 half = words[i / 2] >> (i % 2 * 16) & 0xffff;
-                into[i] = source.type == F16 ? widen_f16(half) : __uint_as_float(half << 16);
-            }
-        }
-    } else {
-#pragma unroll
-        for (int i = 0; i < 4; i++) {
-            into[i] = index + i < source.vocab ? source.raw(index + i) : -INFINITY;
-        }
-    }
-    if (source.start < source.end) {
-#pragma unroll
-        for (int i = 0; i < 4; i++) into[i] = source.edit(index + i, into[i]);
-    }
-}
-
-// As `pick_in_row`, in the one chunk that has it, without a filter. All its logits are asked for
-// before any is used.
-__device__ __noinline__ u32 pick_in_chunk(Shared& s, const Source& source, u32 begin, u32 tiles,
-                                          u32 bin, u32 rest) {
-    __shared__ u32 parts[64];
+// As `pick_in_row`, in the one chunk that has it (of 2 or 8 tiles), without a filter. Parts are of the 128 logits that a warp has in a row.
+__device__ __noinline__ u32 pick_in_chunk(Shared& s, u32 begin, u32 tiles, u32 bin,
+                                          u32 rest) {
+    const Source source = s.source;
     u32 t = threadIdx.x, warp = t / 32;
     float x[8][4];
-#pragma unroll
-    for (u32 tile = 0; tile < 8; tile++) {
-        if (tile < tiles) load_four(source, begin + tile * (4 * THREADS) + t * 4, x[tile]);
+    if (tiles == 8) {
+        source.load_tiles<8>(begin + t * 4, 4 * DRAW_THREADS, x);
+    } else {
+        source.load_tiles<2>(begin + t * 4, 4 * DRAW_THREADS, x);
     }
-    if (t < 64) parts[t] = 0;
-    __syncthreads();
 #pragma unroll
     for (u32 tile = 0; tile < 8; tile++) {
-        if (tile >= tiles) break;
         u32 sum = 0;
+        if (tile < tiles) {
 #pragma unroll
-        for (int i = 0; i < 4; i++) {
-            float y = __fmul_rn(x[tile][i], source.scale);
-            if (source.bin(y) == bin) sum += mass_of(y);
+            for (int i = 0; i < 4; i++) {
+                float y = __fmul_rn(x[tile][i], source.scale);
+                if (bin_below(source.top, y) == bin) sum += mass_of(y);
+            }
         }
 #pragma unroll
         for (int d = 16; d > 0; d /= 2) sum += __shfl_down_sync(ALL, sum, d);
-        if (lane() == 0) parts[tile * WARPS + warp] = sum;
+        if (lane() == 0) s.parts[tile * DRAW_WARPS + warp] = sum;
     }
     __syncthreads();
-    u32 own = t < 64 ? parts[t] : 0, running = scan(own, s.counts);
-    if (rest < running && rest >= running - own) {
-        s.found = t;
-        s.total = rest - (running - own);
+    if (warp == 0) {
+        u32 first = s.parts[2 * t], both = first + s.parts[2 * t + 1], running = both;
+#pragma unroll
+        for (int d = 1; d < 32; d *= 2) {
+            u32 below = __shfl_up_sync(ALL, running, d);
+            if (lane() >= d) running += below;
+        }
+        u32 before = running - both;
+        if (rest < running && rest >= before) {
+            bool second = rest >= before + first;
+            s.found = 2 * t + second;
+            s.total = rest - before - (second ? first : 0);
+        }
     }
     __syncthreads();
     u32 part = s.found;
     rest = s.total;
     __syncthreads();
-    if (warp == part % WARPS) {
-        u32 first = begin + part / WARPS * (4 * THREADS) + t * 4, sum = 0, masses[4];
-        float four[4];
-        load_four(source, first, four);
+    if (warp == part % DRAW_WARPS) {
+        u32 index = begin + part / DRAW_WARPS * (4 * DRAW_THREADS) + t * 4, sum = 0, masses[4];
+        float four[1][4];
+        source.load_tiles<1>(index, 0, four);
 #pragma unroll
         for (int i = 0; i < 4; i++) {
-            float y = __fmul_rn(four[i], source.scale);
-            masses[i] = source.bin(y) == bin ? mass_of(y) : 0;
+            float y = __fmul_rn(four[0][i], source.scale);
+            masses[i] = bin_below(source.top, y) == bin ? mass_of(y) : 0;
             sum += masses[i];
         }
         u32 up_to = sum;
@@ -657,7 +747,7 @@ __device__ __noinline__ u32 pick_in_chunk(Shared& s, const Source& source, u32 b
         u32 before = up_to - sum;
 #pragma unroll
         for (int i = 0; i < 4; i++) {
-            if (rest >= before && rest < before + masses[i]) s.found = first + i;
+            if (rest >= before && rest < before + masses[i]) s.found = index + i;
             before += masses[i];
         }
     }
@@ -665,14 +755,13 @@ __device__ __noinline__ u32 pick_in_chunk(Shared& s, const Source& source, u32 b
     return s.found;
 }
 
-// Adds the logits of the chosen groups that are in the bins from the top to `last` to the list.
-// Lane e of a warp takes logit e of a group: a thread of the scan had `run` of them in a row.
-__device__ __forceinline__ void gather(Shared& s, const Source& source, u32 chunk_groups, u32 per,
-                                       u32 vector, u32 chunks, u32 last) {
+// Makes the list of the logits in the bins from the top to `last`, from the groups that have any.
+// Lane e of a warp takes logit e of a group, of which the scan's threads had `run` in a row.
+__device__ __forceinline__ void gather(Shared& s, u32 chunk_groups, u32 per, u32 vector,
+                                       u32 chunks, u32 last) {
+    const Source source = s.source;
     u32 t = threadIdx.x, words = chunks * chunk_groups / 4;
-    if (t == 0) s.group_count = s.count = 0;
-    __syncthreads();
-    for (u32 word = t; word < words; word += THREADS) {
+    for (u32 word = t; word < words; word += DRAW_THREADS) {
         u32 four = ((const u32*)s.group_bins)[word];
         u32 offset = s.offsets[word * 4 / chunk_groups];
 #pragma unroll
@@ -687,63 +776,92 @@ __device__ __forceinline__ void gather(Shared& s, const Source& source, u32 chun
     __syncthreads();
     u32 groups = min(s.group_count, (u32)LIST_MAX), run = GROUP * vector / per;
     u32 inside = lane() / run * (THREADS * vector) + lane() % run;
-#pragma unroll 4
-    for (u32 g = t / 32; g < groups; g += WARPS) {
-        u32 group = s.groups[g];
-        u32 chunk = group / chunk_groups, member = group % chunk_groups;
-        u32 index = chunk * (THREADS * per) + member * run + inside;
-        if (index < source.vocab) {
-            float x = source.load(index), y = __fmul_rn(x, source.scale);
-            u32 bin = source.bin(y);
+    for (u32 g = t / 32; g < groups; g += 8 * DRAW_WARPS) {
+        u32 indices[8], words[8];
+#pragma unroll
+        for (int i = 0; i < 8; i++) {
+            u32 group = s.groups[min(g + i * DRAW_WARPS, groups - 1)];
+            u32 chunk = group / chunk_groups, member = group % chunk_groups;
+            indices[i] = chunk * (THREADS * per) + member * run + inside;
+            words[i] = source.bits(min(indices[i], source.vocab - 1));
+        }
+#pragma unroll
+        for (int i = 0; i < 8; i++) {
+            if (g + i * DRAW_WARPS >= groups || indices[i] >= source.vocab) continue;
+            float logit = source.widen(words[i]);
+            if (source.start < source.end) logit = source.edit(indices[i], logit);
+            u32 bin = bin_below(source.top, __fmul_rn(logit, source.scale));
             if (bin <= last) {
                 u32 at = atomicAdd(&s.count, 1);
-                if (at < LIST_MAX) {
-                    s.order[at] = order_of(x, index);
-                    s.mass[at] = mass_of(y);
-                    s.bin[at] = bin;
-                }
+                if (at < LIST_MAX) s.found_order[at] = order_of(logit, indices[i]);
+                atomicAdd(&s.counts[bin], 1);
             }
         }
     }
     __syncthreads();
+    u32 own = t < 256 ? s.counts[t] : 0, running = scan(own, s.few_sums);
+    if (t < 256) {
+        s.counts[t] = running;
+        s.at_least[t] = running - own;  // from here on: where the bin's next goes
+    }
+    __syncthreads();
+    for (u32 e = t; e < s.count; e += DRAW_THREADS) {
+        u64 order = s.found_order[e];
+        float y = scaled_of(order, source.scale);
+        u32 at = atomicAdd(&s.at_least[bin_below(source.top, y)], 1);
+        s.order[at] = order;
+        s.mass[at] = mass_of(y);
+    }
+    __syncthreads();
 }
 
-// As `cut_in_row`, from the list.
+// Places of a bin in the list.
+__device__ __forceinline__ u32 first_of(const Shared& s, u32 bin) {
+    return bin > 0 ? s.counts[bin - 1] : 0;
+}
+
+// As `cut_in_row`, from the list; the mass up to the cut is then in `total`.
 __device__ __forceinline__ u64 cut_in_list(Shared& s, u32 bin, u64 need, bool counting) {
+    u32 first = first_of(s, bin), end = s.counts[bin];
     __syncthreads();
-    for (u32 e = threadIdx.x; e < s.count; e += THREADS) {
-        if (s.bin[e] != bin) continue;
-        u64 order = s.order[e], before = 0;
-        for (u32 i = 0; i < s.count; i++) {
-            if (s.bin[i] == bin && s.order[i] < order) before += counting ? 1 : s.mass[i];
+    for (u32 e = first + threadIdx.x; e < end; e += DRAW_THREADS) {
+        u64 order = s.order[e], mass = 0;
+        u32 count = 0;
+        for (u32 i = first; i < end; i++) {
+            bool is_before = s.order[i] < order;
+            count += is_before;
+            mass += is_before ? s.mass[i] : 0;
         }
-        u64 own = counting ? 1 : s.mass[e];
-        if (before < need && need <= before + own) s.found_sum = order;
+        u64 before = counting ? count : mass, own = counting ? 1 : s.mass[e];
+        if (before < need && need <= before + own) {
+            s.found_sum = order;
+            s.total = mass + s.mass[e];
+        }
     }
     __syncthreads();
     return s.found_sum;
 }
 
-__device__ __forceinline__ u64 mass_in_list(Shared& s, u32 bin, Filter filter, float scale) {
+__device__ __forceinline__ u64 mass_in_list(Shared& s, u32 bin, Filter filter) {
+    float scale = s.source.scale;
     u64 sum = 0;
-    for (u32 e = threadIdx.x; e < s.count; e += THREADS) {
-        u64 order = s.order[e];
-        if (s.bin[e] == bin && filter.keeps(order, order_scaled(order, scale))) sum += s.mass[e];
+    for (u32 e = first_of(s, bin) + threadIdx.x; e < s.counts[bin]; e += DRAW_THREADS) {
+        if (filter.keeps(s.order[e], scale)) sum += s.mass[e];
     }
     return sum_all(s, sum);
 }
 
-__device__ __forceinline__ u64 pick_in_list(Shared& s, u32 bin, u64 rest, Filter filter,
-                                            float scale) {
+// As `pick_in_row`, from the list, and in order's numbers.
+__device__ __forceinline__ u64 pick_in_list(Shared& s, u32 bin, u64 rest, Filter filter) {
+    float scale = s.source.scale;
+    u32 first = first_of(s, bin), end = s.counts[bin];
     __syncthreads();
-    for (u32 e = threadIdx.x; e < s.count; e += THREADS) {
+    for (u32 e = first + threadIdx.x; e < end; e += DRAW_THREADS) {
         u64 order = s.order[e], before = 0;
-        if (s.bin[e] != bin || !filter.keeps(order, order_scaled(order, scale))) continue;
-        for (u32 i = 0; i < s.count; i++) {
-            u64 other = s.order[i];
-            bool counts = s.bin[i] == bin && (u32)other < (u32)order &&
-                          filter.keeps(other, order_scaled(other, scale));
-            before += counts ? s.mass[i] : 0;
+        if (!filter.keeps(order, scale)) continue;
+        for (u32 i = first; i < end; i++) {
+            bool is_before = (u32)s.order[i] < (u32)order && filter.keeps(s.order[i], scale);
+            before += is_before ? s.mass[i] : 0;
         }
         if (before <= rest && rest < before + s.mass[e]) s.found_sum = order;
     }
@@ -752,10 +870,11 @@ __device__ __forceinline__ u64 pick_in_list(Shared& s, u32 bin, u64 rest, Filter
 }
 
 // The lowest index whose logit cannot be: not a number, or +inf.
-__device__ __noinline__ u32 first_bad(Shared& s, const Source& source, bool nan) {
+__device__ __noinline__ u32 first_bad(Shared& s, bool nan) {
     if (threadIdx.x == 0) s.found = ALL;
     __syncthreads();
-    for (u32 index = threadIdx.x; index < source.vocab; index += THREADS) {
+    const Source source = s.source;
+    for (u32 index = threadIdx.x; index < source.vocab; index += DRAW_THREADS) {
         float x = source.load(index);
         if (nan ? x != x : x == INFINITY) atomicMin(&s.found, index);
     }
@@ -763,260 +882,329 @@ __device__ __noinline__ u32 first_bad(Shared& s, const Source& source, bool nan)
     return s.found;
 }
 
+// A part of a sum, rounded up; `part` is in units of 2^-32.
+__device__ __forceinline__ u64 part_of(u64 sum, u64 part) {
+    return __umul64hi(sum << 1, part << 31) + ((sum * part & 0xffffffffu) != 0);
+}
+
 // A row on its way through the draw.
 struct Draw {
     Shared& s;
-    const Source& source;
-    const Row& row;
     const u32* masses;  // of the row's chunks
     u32 chunks, per;
-    u32 listed;  // bins from the top that the list holds wholly
+    u32 listed;  // bins from the top that are in the list
 
-    // The element of `bin` at which the kept masses pass `rest`.
-    __device__ __forceinline__ u32 pick(u32 bin, u64 rest, bool whole, Filter filter) {
-        if (bin < listed) return (u32)pick_in_list(s, bin, rest, filter, source.scale);
-        if (!whole) return pick_in_row(s, source, 0, bin, rest, filter);
-        u32 t = threadIdx.x, own = 0;
-        if (t < chunks && s.offsets[t] <= bin) own = masses[t * 256 + bin - s.offsets[t]];
-        __syncthreads();
-        u64 running = scan((u64)own, s.sums);
-        if (rest < running && rest >= running - own) {
-            s.found = t;
-            s.found_sum = rest - (running - own);
-        }
-        __syncthreads();
-        u32 chunk = s.found;
-        return pick_in_chunk(s, source, chunk * THREADS * per, per / 4, bin, (u32)s.found_sum);
+    __device__ __forceinline__ u64 above(u32 bin) const { return bin > 0 ? s.weights[bin - 1] : 0; }
+
+    __device__ __forceinline__ u32 mass_of_chunk(u32 chunk, u32 bin) const {
+        u32 offset = s.offsets[chunk];
+        if (offset > bin || !(s.used[chunk] >> ((bin - offset) / 8) & 1)) return 0;
+        return __ldg(masses + chunk * 256 + bin - offset);
     }
 
-    // Draws from the bins above the edge, and from the edge what the filter keeps.
-    __device__ __forceinline__ u32 once(u32 edge, u64 mass, u32 attempt, Filter filter, u32* bin) {
+    // The logit of `bin` at which the kept masses pass `rest`, in order's numbers.
+    __device__ __forceinline__ u64 pick(u32 bin, u64 rest, bool whole, Filter filter) {
+        if (bin < listed) return pick_in_list(s, bin, rest, filter);
+        u32 t = threadIdx.x, index;
+        if (whole) {
+            u32 own = t < chunks ? mass_of_chunk(t, bin) : 0;
+            u64 running = scan_all(s, own);
+            if (rest < running && rest >= running - own) {
+                s.found = t;
+                s.found_sum = rest - (running - own);
+            }
+            __syncthreads();
+            u32 begin = s.found * (THREADS * per);
+            index = pick_in_chunk(s, begin, per / 4, bin, (u32)s.found_sum);
+        } else {
+            index = pick_in_row(s, bin, rest, filter);
+        }
+        return order_of(s.source.load(index), index);
+    }
+
+    // Draws from the bins above the edge, and of the edge from what the filter keeps.
+    __device__ __forceinline__ u64 once(u32 edge, u64 mass, u32 attempt, Filter filter, u32* bin) {
         u64 a, b;
-        philox(row, attempt, &a, &b);
-        u64 above = edge > 0 ? s.weights[edge - 1] : 0;
-        u64 point = __umul64hi(a, above + weigh(edge, mass));
-        *bin = point < above ? first_reaching(s, s.weights, point + 1) : edge;
+        philox(s.row, attempt, &a, &b);
+        u64 point = __umul64hi(a, above(edge) + weigh(edge, mass));
+        *bin = min(first_reaching(s.weights, point + 1), edge);
         bool is_edge = *bin == edge;
-        u64 rest = __umul64hi(b, is_edge ? mass : s.masses[*bin]);
         Filter none = {~0ull, -INFINITY};
-        return pick(*bin, rest, !is_edge || attempt == 0, is_edge ? filter : none);
+        u64 rest = __umul64hi(b, is_edge ? mass : s.masses[*bin]);
+        return pick(*bin, rest, !is_edge || attempt < DRAWS, is_edge ? filter : none);
     }
 
     __device__ __forceinline__ u64 cut(u32 bin, u64 need, bool counting) {
         if (bin < listed) return cut_in_list(s, bin, need, counting);
-        return cut_in_row(s, source, (u64*)s.group_bins, bin, need, counting);
+        return cut_in_row(s, bin, need, counting);
     }
 
     __device__ __forceinline__ u64 mass(u32 bin, Filter filter) {
-        if (bin < listed) return mass_in_list(s, bin, filter, source.scale);
-        return mass_in_row(s, source, bin, filter);
+        if (bin < listed) return mass_in_list(s, bin, filter);
+        return mass_in_row(s, bin, filter);
     }
 };
 
-// Sums of a row's bins from those of its chunks, all seen from the row's top.
+// Sum of this thread's bin of a row from those of its chunks, all seen from the row's top.
 __device__ __forceinline__ u64 sum_chunks(const Shared& s, const u32* sums, u32 chunks) {
-    u32 t = threadIdx.x;
+    const u32 AT_ONCE = 32;
+    u32 bin = threadIdx.x;
     u64 sum = 0;
-#pragma unroll 8
-    for (u32 c = 0; c < chunks; c++) {
-        u32 offset = s.offsets[c];
-        if (t < BINS && offset <= t) sum += __ldg(sums + c * 256 + t - offset);
+    for (u32 first = 0; first < chunks; first += AT_ONCE) {
+        u32 values[AT_ONCE], has = 0;
+        // As in `load_tiles`: what is not there is read elsewhere.
+#pragma unroll
+        for (u32 i = 0; i < AT_ONCE; i++) {
+            u32 c = min(first + i, chunks - 1), below = bin - s.offsets[c];
+            bool here = first + i < chunks && below < BINS && s.used[c] >> (below / 8) & 1;
+            values[i] = __ldg(sums + (here ? c * 256 + below : 0));
+            has |= (u32)here << i;
+        }
+#pragma unroll
+        for (u32 i = 0; i < AT_ONCE; i++) sum += has >> i & 1 ? values[i] : 0;
     }
     return sum;
 }
 
-// The likeliest `n`, in order, into `top`; the list holds them, or is made to.
-__device__ __noinline__ void list_top(Shared& s, const Source& source, u32 listed, u32 bin, u32 n,
-                                      double ln_total, int octave, Top* top) {
+// The likeliest `n`, in order, into `top`, from the list if it has them.
+__device__ __noinline__ void list_top(Shared& s, bool in_list, u32 n, int octave, Top* top) {
+    const Source source = s.source;
     u32 t = threadIdx.x;
-    if (bin >= listed) {
-        u32* counts = (u32*)s.group_bins;
-        counts_in_row(s, source, counts);
-        bin = first_reaching(s, counts, n);
+    __syncthreads();
+    if (!in_list) {
+        counts_in_row(s);
+        u32 bin = first_reaching(s.counts, n);
         u64 last = ~0ull;
-        if (bin < BINS) {
-            u32 above = bin > 0 ? counts[bin - 1] : 0;
-            last = cut_in_row(s, source, (u64*)s.group_bins, bin, n - above, true);
-        }
+        if (bin < BINS) last = cut_in_row(s, bin, n - first_of(s, bin), true);
         __syncthreads();
         if (t == 0) s.count = 0;
         __syncthreads();
-        for (u32 index = t; index < source.vocab; index += THREADS) {
-            float x = source.load(index), y = __fmul_rn(x, source.scale);
+        for (u32 index = t; index < source.vocab; index += DRAW_THREADS) {
+            float x = source.load(index);
             u64 order = order_of(x, index);
-            if (source.bin(y) < BINS && order <= last) s.order[atomicAdd(&s.count, 1)] = order;
+            if (order <= last && bin_below(source.top, __fmul_rn(x, source.scale)) < BINS) {
+                s.order[atomicAdd(&s.count, 1)] = order;
+            }
         }
         __syncthreads();
     }
-    for (u32 e = t; e < s.count; e += THREADS) {
+    u32 count = s.count;
+    for (u32 e = t; e < count; e += DRAW_THREADS) {
         u64 order = s.order[e];
         u32 rank = 0;
-        for (u32 i = 0; i < s.count && rank < n; i++) rank += s.order[i] < order;
+        for (u32 i = 0; i < count; i++) rank += s.order[i] < order;
         if (rank < n) {
-            double p = ln_scaled(order_scaled(order, source.scale), octave);
-            top[rank] = {(u32)order, __double2float_rn(__dadd_rn(p, -ln_total))};
+            double p = ln_scaled(scaled_of(order, source.scale), octave);
+            top[rank] = {(u32)order, __double2float_rn(__dadd_rn(p, -s.ln_total))};
         }
     }
-    for (u32 rank = s.count + t; rank < n; rank += THREADS) top[rank] = {ALL, -INFINITY};
+    for (u32 rank = count + t; rank < n; rank += DRAW_THREADS) top[rank] = {ALL, -INFINITY};
 }
 
-extern "C" __global__ void __launch_bounds__(THREADS)
+// Entropy in nats: the logarithm of the sum, less the mean of the weights' logarithms.
+__device__ __noinline__ float entropy_of(Shared& s, const u32* moments, u32 chunks) {
+    __syncthreads();
+    u64 sum = sum_chunks(s, moments, chunks);
+    u32 t = threadIdx.x;
+    u64 distance = 0;
+    if (t < BINS) {
+        u64 weight = weigh(t, s.masses[t]);
+        distance = (weight >> 10) * t + (weight >> 11) - (weigh(t, sum) >> 10);
+    }
+    distance = sum_all(s, distance);
+    double mean = __ddiv_rn(__ll2double_rn((long long)distance),
+                            __dmul_rn(__ull2double_rn(s.weights[BINS - 1]), 1.0 / 1024.0));
+    double spread = __dmul_rn(__dadd_rn(0.875, -__dmul_rn(mean, 0.125)), LN_2);
+    return __double2float_rn(__dadd_rn(s.ln_total, -spread));
+}
+
+// What a row gets that cannot be sampled.
+__device__ __noinline__ void refuse(Shared& s, float most, bool is_nan,
+                                    u32 top_n, Result* result, Top* top) {
+    Result refused = {OUT_OF_RANGE, ALL, -INFINITY, 0.0f};
+    if (is_nan || most == INFINITY) {
+        refused.status = is_nan ? IS_NAN : INFINITE;
+        refused.token = first_bad(s, is_nan);
+    } else if (most == -INFINITY) {
+        refused.status = ALL_MASKED;
+    }
+    if (threadIdx.x == 0) *result = refused;
+    for (u32 i = threadIdx.x; i < top_n; i += DRAW_THREADS) top[i] = {ALL, -INFINITY};
+}
+
+extern "C" __global__ void __launch_bounds__(DRAW_THREADS, 2)
     sampling_draw(const void* logits, u32 type, u32 vocab, const Row* rows, const u32* starts,
                   const Edit* edits, const float* edited, u32 chunks, u32 per, u32 top_n,
-                  const float* largest, const u32* masses, const u32* moments,
+                  const float* largest, const u8* used, const u32* masses, const u32* moments,
                   const u8* group_bins, Result* results, Top* tops) {
     __shared__ Shared s;
     u32 t = threadIdx.x, chunk_groups = THREADS * per / GROUP;
     u64 number = blockIdx.x, first_chunk = number * chunks;
-    Row row = rows[number];
     masses += first_chunk * 256;
-    moments += moments ? first_chunk * 256 : 0;
+    tops += number * top_n;
 
-    // The groups' bins are asked for at once; they are wanted last.
+    // All that is asked for at once: what the scan left, but for the sums.
     const uint4* from = (const uint4*)(group_bins + first_chunk * chunk_groups);
-    for (u32 i = t; i < chunks * chunk_groups / 16; i += THREADS) {
-        ((uint4*)s.group_bins)[i] = __ldg(from + i);
+    uint4 group_bins_here[2];
+    u32 quads = chunks * chunk_groups / 16;
+    group_bins_here[0] = __ldg(from + min(t, quads - 1));
+    group_bins_here[1] = __ldg(from + min(t + DRAW_THREADS, quads - 1));
+    uint2 used_here = make_uint2(0, 0);
+    float own = -INFINITY;
+    if (t < chunks) {
+        own = __ldg(largest + first_chunk + t);
+        used_here = __ldg((const uint2*)used + first_chunk + t);
     }
-    float own = t < chunks ? largest[first_chunk + t] : -INFINITY, most = own;
+    if (t < sizeof(Row) / 4) ((u32*)&s.row)[t] = __ldg((const u32*)(rows + number) + t);
+
+    float most = own;
 #pragma unroll
     for (int d = 1; d < 32; d *= 2) most = fmaxf(most, __shfl_xor_sync(ALL, most, d));
     if (lane() == 0) s.warp_max[t / 32] = most;
+    if (t < 256) s.counts[t] = 0;
+    if (t == 0) s.group_count = s.count = 0;
+    ((uint4*)s.group_bins)[t] = group_bins_here[0];
+    ((uint4*)s.group_bins)[t + DRAW_THREADS] = group_bins_here[1];
     bool is_nan = __syncthreads_or(own != own);
     most = s.warp_max[0];
-    for (int w = 1; w < WARPS; w++) most = fmaxf(most, s.warp_max[w]);
-
-    Source source = {logits, edits, edited, number * vocab, type, vocab, 0, 0, row.scale, 0};
-    if (starts) source.start = starts[number], source.end = starts[number + 1];
+#pragma unroll
+    for (int w = 1; w < CHUNKS_MAX / 32; w++) most = fmaxf(most, s.warp_max[w]);
+    const Row& row = s.row;
     float scaled_max = __fmul_rn(most, row.scale);
-    if (is_nan || most == INFINITY || most == -INFINITY || !(fabsf(scaled_max) <= SCALED_MAX)) {
-        Result refused = {OUT_OF_RANGE, ALL, -INFINITY, 0.0f};
-        if (is_nan || most == INFINITY) {
-            refused.status = is_nan ? IS_NAN : INFINITE;
-            refused.token = first_bad(s, source, is_nan);
-        } else if (most == -INFINITY) {
-            refused.status = ALL_MASKED;
-        }
-        if (t == 0) results[number] = refused;
-        for (u32 i = t; i < top_n; i += THREADS) tops[number * top_n + i] = {ALL, -INFINITY};
+    int octave = bin_of(scaled_max) >> 3;
+    if (t == 0) {
+        u32 start = starts ? starts[number] : 0, end = starts ? starts[number + 1] : 0;
+        s.source = {logits, edits,  edited, number * vocab, type,
+                    vocab,  start, end,    row.scale,      octave * 8 + 7};
+    }
+    if (is_nan || !(fabsf(scaled_max) <= SCALED_MAX)) {
+        refuse(s, most, is_nan, top_n, results + number, tops);
         return;
     }
-    int octave = bin_of(scaled_max) >> 3;
-    source.top = octave * 8 + 7;
     if (t < chunks) {
         int below = octave - (bin_of(__fmul_rn(own, row.scale)) >> 3);
         s.offsets[t] = own == -INFINITY ? 256 : min(below, 32) * 8;
+        u32 octaves = 0;
+#pragma unroll
+        for (int i = 0; i < 4; i++) {
+            octaves |= (used_here.x >> (8 * i) & 15) << (4 * i);
+            octaves |= (used_here.y >> (8 * i) & 15) << (4 * i + 16);
+        }
+        s.used[t] = octaves;
     }
     __syncthreads();
 
-    u64 mass = sum_chunks(s, masses, chunks), weight = weigh(t, mass);
-    s.masses[t] = mass;
-    s.at_least[t] = scan((u32)((mass + MASS_MAX - 1) / MASS_MAX), s.counts);
-    s.weights[t] = scan(weight, s.sums);
-    __syncthreads();
-    s.at_most[t] = scan((u32)(mass / MASS_MIN), s.counts);
-    __syncthreads();
+    u64 mass = sum_chunks(s, masses, chunks);
+    {
+        u64 weight = t < BINS ? weigh(t, mass) : 0;
+        u64 bounds = (mass / MASS_MIN) << 32 | (mass + MASS_MAX - 1) / MASS_MAX;
+#pragma unroll
+        for (int d = 1; d < 32; d *= 2) {
+            u64 below = __shfl_up_sync(ALL, weight, d), fewer = __shfl_up_sync(ALL, bounds, d);
+            if (lane() >= d) weight += below, bounds += fewer;
+        }
+        u32 warp = t / 32;
+        if (lane() == 31 && warp < WARPS) s.sums[warp] = weight, s.more_sums[warp] = bounds;
+        __syncthreads();
+        if (t < 256) {
+            for (u32 w = 0; w < warp; w++) weight += s.sums[w], bounds += s.more_sums[w];
+            s.masses[t] = mass;
+            s.weights[t] = weight;
+            s.at_least[t] = (u32)bounds;
+            s.at_most[t] = (u32)(bounds >> 32);
+        }
+        __syncthreads();
+    }
     u64 total = s.weights[BINS - 1];
+    // A thread that has little else to do; the next barrier is before it is read.
+    if (t == DRAW_THREADS - 1) s.ln_total = ln_weight(total);
 
     // How far down the list must reach, and whether it can.
     bool by_count = row.top_k <= s.at_most[BINS - 1], by_mass = row.top_p < 1ull << 32;
-    u64 goal = 0;
-    u32 reach = 0, top_bin = 0;
-    if (by_count) {
-        reach = min(first_reaching(s, s.at_least, row.top_k), BINS - 1);
-    } else if (by_mass) {
-        goal = __umul64hi(total << 1, row.top_p << 31) + ((total * row.top_p & 0xffffffffu) != 0);
-        reach = first_reaching(s, s.weights, goal);
+    Draw draw = {s, masses, chunks, per, 0};
+    u32 reach = 0;
+    if (by_count || by_mass) {
+        reach = by_count ? first_reaching(s.at_least, row.top_k)
+                         : first_reaching(s.weights, part_of(total, row.top_p));
+        reach = min(reach, BINS - 1);
+        if (s.at_most[reach] <= LIST_MAX) draw.listed = reach + 1;
     }
-    Draw draw = {s, source, row, masses, chunks, per, 0};
-    if ((by_count || by_mass) && s.at_most[reach] <= LIST_MAX) draw.listed = reach + 1;
+    bool in_list = false;
     if (top_n > 0) {
-        top_bin = min(first_reaching(s, s.at_least, top_n), BINS - 1);
-        if (s.at_most[top_bin] <= LIST_MAX) draw.listed = max(draw.listed, top_bin + 1);
+        u32 bin = min(first_reaching(s.at_least, top_n), BINS - 1);
+        in_list = s.at_most[bin] <= LIST_MAX;
+        if (in_list) draw.listed = max(draw.listed, bin + 1);
     }
     if (draw.listed > 0) {
-        gather(s, source, chunk_groups, per, type == F32 ? 4 : 8, chunks, draw.listed - 1);
+        gather(s, chunk_groups, per, type == F32 ? 4 : 8, chunks, draw.listed - 1);
     }
 
-    // The edge. `need` is what its cut must reach, which is found when it is wanted.
+    // The edge. What its cut must reach is `need`; the cut is found when it is wanted.
     Filter filter = {~0ull, -INFINITY};
     u32 edge = BINS - 1;
     u64 need = 0, kept = total;
+    bool is_cut = false, counting = false;
     if (by_count) {
-        u32* counts = (u32*)s.group_bins;
-        if (reach < draw.listed) {
-            __syncthreads();
-            counts[t] = 0;
-            __syncthreads();
-            for (u32 e = t; e < s.count; e += THREADS) atomicAdd(&counts[s.bin[e]], 1);
-            __syncthreads();
-            u32 running = scan(counts[t], s.counts);
-            __syncthreads();
-            counts[t] = running;
-        } else {
-            counts_in_row(s, source, counts);
-        }
-        u32 bin = first_reaching(s, counts, row.top_k);
+        if (reach >= draw.listed) counts_in_row(s);
+        u32 bin = first_reaching(s.counts, row.top_k);
         if (bin < BINS) {
             edge = bin;
-            need = row.top_k - (edge > 0 ? counts[edge - 1] : 0);
-            filter.last = draw.cut(edge, need, true);
-            u64 mass = draw.mass(edge, filter);
-            kept = (edge > 0 ? s.weights[edge - 1] : 0) + weigh(edge, mass);
+            need = row.top_k - first_of(s, edge);
+            is_cut = counting = true;
         }
     }
-    bool is_cut = false;
     if (by_mass) {
-        goal = __umul64hi(kept << 1, row.top_p << 31) + ((kept * row.top_p & 0xffffffffu) != 0);
-        edge = first_reaching(s, s.weights, goal);
-        need = unweigh(edge, goal - (edge > 0 ? s.weights[edge - 1] : 0));
+        if (is_cut) {
+            filter.last = draw.cut(edge, need, true);
+            u64 up_to = edge < draw.listed ? s.total : mass_in_row(s, edge, filter);
+            kept = draw.above(edge) + weigh(edge, up_to);
+        }
+        u64 goal = part_of(kept, row.top_p);
+        edge = first_reaching(s.weights, goal);
+        need = unweigh(edge, goal - draw.above(edge));
         filter.last = ~0ull;
         is_cut = true;
+        counting = false;
     }
     float scaled_min = __fadd_rn(scaled_max, row.min_p);
-    u32 min_bin = source.bin(scaled_min);
+    u32 min_bin = octave * 8 + 7 - bin_of(scaled_min);
     if (min_bin <= edge) {
         filter.scaled_min = scaled_min;
-        if (min_bin < edge) {
-            filter.last = ~0ull;
-            is_cut = false;
-        }
+        if (min_bin < edge) is_cut = false;
         edge = min_bin;
     }
 
-    // The draw.
+    // The draws: from the whole edge, and if that was in vain too often, from what is kept of it.
     u32 bin;
-    Filter whole = {~0ull, -INFINITY};
-    u32 token = draw.once(edge, s.masses[edge], 0, whole, &bin);
-    if (bin == edge) {
-        if (is_cut) filter.last = draw.cut(edge, need, false);
-        float x = source.load(token);
-        if (!filter.keeps(order_of(x, token), __fmul_rn(x, row.scale))) {
-            u64 inside = draw.mass(edge, filter);
-            token = draw.once(edge, inside, 1, filter, &bin);
+    u64 order, inside = s.masses[edge];
+    Filter drawn_from = {~0ull, -INFINITY};
+    for (u32 attempt = 0;; attempt++) {
+        order = draw.once(edge, inside, attempt, drawn_from, &bin);
+        if (bin < edge || attempt == DRAWS) break;
+        bool keeps = scaled_of(order, row.scale) >= filter.scaled_min;
+        if (keeps && is_cut && !counting && edge >= draw.listed) {
+            Filter before = {order - 1, -INFINITY};
+            keeps = mass_in_row(s, edge, before) < need;
+        } else if (keeps) {
+            if (is_cut) filter.last = draw.cut(edge, need, counting);
+            is_cut = false;
+            keeps = order <= filter.last;
+        }
+        if (keeps) break;
+        if (attempt == DRAWS - 1) {
+            if (is_cut) filter.last = draw.cut(edge, need, counting);
+            inside = draw.mass(edge, filter);
+            drawn_from = filter;
         }
     }
 
-    double ln_total = 0.0;
-    if (t == 0 || top_n > 0) ln_total = ln_weight(total);
-    long long distance = 0;
-    if (moments) {
-        u64 moment = weigh(t, sum_chunks(s, moments, chunks));
-        distance = (long long)((weight >> 10) * t + (weight >> 11)) - (long long)(moment >> 10);
-        distance = (long long)sum_all(s, (u64)distance);
-    }
+    float entropy = 0.0f;
+    __syncthreads();
+    if (top_n > 0) list_top(s, in_list, top_n, octave, tops);
+    if (moments) entropy = entropy_of(s, moments + first_chunk * 256, chunks);
     if (t == 0) {
-        double p = ln_scaled(source.scaled(token), octave);
-        Result result = {DONE, token, __double2float_rn(__dadd_rn(p, -ln_total)), 0.0f};
-        if (moments) {
-            double mean = __ddiv_rn(__ll2double_rn(distance),
-                                    __dmul_rn(__ull2double_rn(total), 1.0 / 1024.0));
-            double spread = __dmul_rn(__dadd_rn(0.875, -__dmul_rn(mean, 0.125)), LN_2);
-            result.entropy = __double2float_rn(__dadd_rn(ln_total, -spread));
-        }
-        results[number] = result;
-    }
-    if (top_n > 0) {
-        list_top(s, source, draw.listed, top_bin, top_n, ln_total, octave,
-                 tops + number * top_n);
+        double p = ln_scaled(scaled_of(order, row.scale), octave);
+        p = __dadd_rn(p, -s.ln_total);
+        results[number] = {DONE, (u32)order, __double2float_rn(p), entropy};
     }
 }

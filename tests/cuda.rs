@@ -4,10 +4,14 @@
 //! ```text
 //! cuda                       every comparison, some 20 s
 //!     --cases N              random batches (400)
+//!     --largest V            vocabularies of up to V in the edge cases (262144)
 //!     --draws N              thousands of draws for each distribution (200)
 //! cuda bench                 what sampling costs, as a table
+//! cuda bench ROWS VOCAB      of one shape
 //! ```
 
+use std::env::Args;
+use std::iter::Skip;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -22,14 +26,18 @@ const LOGITS_MAX: usize = 12 << 20;
 const ROWS_MAX: u64 = 256;
 
 fn main() {
-    let (mut cases, mut draws, mut bench) = (400, 200, false);
+    let (mut cases, mut draws, mut largest, mut bench) = (400, 200, VOCAB_MAX, None);
     let mut args = std::env::args().skip(1);
     while let Some(arg) = args.next() {
-        let mut number = || args.next().and_then(|n| n.parse().ok()).expect("a number");
+        let number =
+            |args: &mut Skip<Args>| args.next().and_then(|n| n.parse().ok()).expect("a number");
         match arg.as_str() {
-            "--cases" => cases = number(),
-            "--draws" => draws = number(),
-            "bench" => bench = true,
+            "--cases" => cases = number(&mut args),
+            "--draws" => draws = number(&mut args),
+            "--largest" => largest = number(&mut args),
+            "bench" => {
+                bench = Some(args.by_ref().map_while(|n| n.parse().ok()).collect::<Vec<_>>())
+            }
             // What cargo hands to every test.
             _ => {}
         }
@@ -44,10 +52,10 @@ fn main() {
     let facts = gpu.facts();
     println!("{}: opened in {:?}, kernels loaded in {:?}", facts.name, facts.opened, facts.loaded);
     let mut stand = Stand::open(&gpu);
-    if bench {
-        return stand.bench();
+    if let Some(only) = bench {
+        return stand.bench(&only);
     }
-    stand.edges();
+    stand.edges(largest);
     stand.random(cases);
     stand.frequencies(draws);
     println!("passed");
@@ -97,7 +105,7 @@ impl Case {
         Batch { logits, vocab, params, edits, top_n, entropy }
     }
 
-    fn with_type(mut self, kind: Type) -> Case {
+    fn written_as(mut self, kind: Type) -> Case {
         self.halves = match kind {
             Type::F32 => Vec::new(),
             Type::F16 => self.logits.iter().map(|&x| to_f16(x)).collect(),
@@ -148,7 +156,7 @@ impl Stand {
     }
 
     /// What a random batch may miss.
-    fn edges(&self) {
+    fn edges(&self, largest: usize) {
         let begun = Instant::now();
         let inf = f32::INFINITY;
         let plain = Params::default();
@@ -164,7 +172,8 @@ impl Stand {
         ];
         let mut count = 0;
         let sizes = [1, 2, 3, 31, 32, 33, 255, 257, 2_047, 2_048, 2_049, 8_193, 50_257];
-        for vocab in sizes.into_iter().chain([VOCAB_MAX - 1, VOCAB_MAX]) {
+        let sizes = sizes.into_iter().chain([VOCAB_MAX - 1, VOCAB_MAX]);
+        for vocab in sizes.filter(|vocab| *vocab <= largest) {
             let mut prng = Prng::new(vocab as u64);
             let gaussian: Vec<f32> = (0..2 * vocab).map(|_| prng.normal() as f32).collect();
             let coarse = gaussian.iter().map(|x| x.round()).collect();
@@ -250,7 +259,7 @@ impl Stand {
         }
     }
 
-    fn bench(&mut self) {
+    fn bench(&mut self, only: &[usize]) {
         let copy = copy_bytes_per_s(&self.lane).expect("a copy");
         println!("copy: {:.0} GB/s, read and written", copy / 1e9);
         println!("rows vocab spread mode inputs us share");
@@ -267,6 +276,10 @@ impl Stand {
             for rows in [1, 8, 64, 256] {
                 for spread in [Spread::Peaked, Spread::Flat] {
                     for (name, params, entropy) in modes {
+                        let is_wanted = only.is_empty() || only == [rows, vocab];
+                        if !is_wanted {
+                            continue;
+                        }
                         let setting = Setting { rows, vocab, spread, params, entropy };
                         let found = measure(&self.lane, &self.sampler, &setting);
                         let found = found.expect("a measurement");
@@ -329,7 +342,7 @@ fn random_case(prng: &mut Prng) -> Case {
     let top_n = prng.below(3) as usize * prng.below(17) as usize;
     let entropy = prng.below(2) == 0;
     let halves = Vec::new();
-    Case { logits, halves, kind, vocab, params, edits, top_n, entropy }.with_type(kind)
+    Case { logits, halves, kind, vocab, params, edits, top_n, entropy }.written_as(kind)
 }
 
 fn random_params(vocab: usize, prng: &mut Prng) -> Params {

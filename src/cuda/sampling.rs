@@ -19,10 +19,13 @@ use super::{Arguments, DeviceVec, Error, Family, Function, Gpu, Graph, Grid, Lan
 use crate::post::sampling::{Batch, Edit, Logits, Refusal, Row, Sampled};
 
 /// The kernels.
-pub static SAMPLING: Family = family!("sampling");
+pub static SAMPLING: Family =
+    Family { name: "sampling", ptx: include_str!(concat!(env!("OUT_DIR"), "/sampling.ptx")) };
 
 /// Threads of a block.
 const THREADS: u32 = 256;
+/// Marks of a chunk: which octaves of its bins were written.
+const MARKS: usize = 8;
 /// Bins of a chunk, with one to spare.
 const BINS: usize = 256;
 /// Logits of which the largest's bin is kept.
@@ -147,6 +150,7 @@ pub struct Work {
     rows: DeviceVec<Row>,
     edits: Option<Edits>,
     largest: DeviceVec<f32>,
+    used: DeviceVec<u8>,
     masses: DeviceVec<u32>,
     moments: Option<DeviceVec<u32>>,
     group_bins: DeviceVec<u8>,
@@ -208,6 +212,7 @@ impl Sampler {
             rows: lane.device(shape.rows)?,
             edits: None,
             largest: lane.device(all)?,
+            used: lane.device(all * MARKS)?,
             masses: lane.device(all * BINS)?,
             moments: if shape.entropy { Some(lane.device(all * BINS)?) } else { None },
             group_bins: lane.device(all * (chunk / GROUP))?,
@@ -329,6 +334,7 @@ impl Work {
             .with(list)
             .with(edited)
             .with(self.largest.at_mut())
+            .with(self.used.at_mut())
             .with(self.masses.at_mut())
             .with(moments)
             .with(self.group_bins.at_mut());
@@ -348,6 +354,7 @@ impl Work {
             .with(self.per_thread as u32)
             .with(top_n as u32)
             .with(self.largest.at())
+            .with(self.used.at())
             .with(self.masses.at())
             .with(moments)
             .with(self.group_bins.at())

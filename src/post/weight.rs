@@ -12,7 +12,7 @@
 //! `y` does not decrease when `x` grows, so a bin is an interval of logits. Each step is one
 //! IEEE 754 operation, rounded to nearest, and none is contracted, so `n` and `M` are the same bits
 //! wherever they are computed. `y` is as exact as if the logit had been off by half a unit in its
-//! last place; `M` is within 4.1e-6 of the true value.
+//! last place; `M` is within 4.3e-6 of the true value.
 //!
 //! Sums of masses are integers: exact, whatever their order.
 
@@ -60,22 +60,28 @@ pub fn bin(y: f32) -> i32 {
 /// The mass of `y`, in its bin.
 #[inline(always)]
 pub fn mass(y: f32) -> u32 {
-    (64.0 + power(y).0).to_bits().wrapping_sub(64f32.to_bits())
+    fixed(power(y).0)
 }
 
 /// The mass times the place in the bin, from 0 to 1, in units of 2^-17.
 #[inline(always)]
 pub fn moment(y: f32) -> u32 {
     let (power, f) = power(y);
-    (64.0 + power * (f + 0.5)).to_bits().wrapping_sub(64f32.to_bits())
+    fixed(64.0 + (power - 64.0) * (f + 0.5))
 }
 
-/// 2^(f / 8) and `f`, the distance of `y` from its bin's middle.
+/// 64 and 2^(f / 8), of which 17 bits behind the point are left; and `f`, the distance of `y` from
+/// its bin's middle.
 #[inline(always)]
 fn power(y: f32) -> (f32, f32) {
     let y = if y > SCALED_MIN { y } else { SCALED_MIN };
     let f = y - ((y + ROUND) - ROUND);
-    (f * (f * (f * C + B) + A) + 1.0, f)
+    (f * (f * (f * C + B) + A) + 65.0, f)
+}
+
+#[inline(always)]
+fn fixed(above_64: f32) -> u32 {
+    above_64.to_bits().wrapping_sub(64f32.to_bits())
 }
 
 /// What a sum of masses weighs in the bin that is `t` below the top one.
@@ -161,11 +167,11 @@ mod tests {
             assert!((f64::from(y) - f64::from(n)).abs() <= 0.5, "{y}: bin {n}");
             let exact = ((f64::from(y) - f64::from(n)) / 8.0).exp2();
             let error = f64::from(m) / f64::from(MASS_ONE) / exact - 1.0;
-            assert!(error.abs() < 4.1e-6, "{y}: mass {m} is {error:e} off");
+            assert!(error.abs() < 4.3e-6, "{y}: mass {m} is {error:e} off");
             assert!((125_515..=136_875).contains(&m), "{y}: {m}");
             let place = f64::from(y) - f64::from(n) + 0.5;
             let moment = f64::from(moment(y)) / f64::from(MASS_ONE);
-            assert!((moment - place * exact).abs() < 4.5e-6, "{y}: moment {moment}");
+            assert!((moment - place * exact).abs() < 8.2e-6, "{y}: moment {moment}");
         }
     }
 

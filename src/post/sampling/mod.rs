@@ -21,13 +21,14 @@
 //!    is the *edge*, and only there must single logits be looked at.
 //! 5. Draw 0 takes a number below what the bins down to the edge weigh, the edge counted in full;
 //!    that gives a bin, and a second number below `S` of that bin an element of it, counted by
-//!    mass in index order. In a bin above the edge it is the token. In the edge it is the token if
-//!    it is kept; if not, draw 1 does the same with what is kept of the edge.
+//!    mass in index order. In a bin above the edge it is the token; in the edge it is, if it is
+//!    kept. If it is not, draws 1 to 3 do the same anew, and draw 4 with what is kept of the edge.
 //!
-//! A kept token of weight `w` is drawn with `w / full + (full - kept) / full * w / kept`, where
-//! `full` counts the whole edge and `kept` what is kept: that is `w / kept`. Draw 0 needs to know
-//! nothing of the edge but its sum, which is why a GPU reads wide nuclei once: it must look into
-//! the edge for about one row in a hundred.
+//! A kept token of weight `w` is drawn with probability `w / kept`: where `full` counts the whole
+//! edge, `kept` what is kept, and `r = (full - kept) / full`, that is the sum of `r^i * w / full`
+//! for `i` from 0 to 3, and of `r^4 * w / kept`. The first draws need to know nothing of the edge
+//! but its sum, which is why a GPU reads wide nuclei once: of a hundred rows about one draws from
+//! the edge, and then one more pass tells whether the token is kept.
 //!
 //! Log-probabilities and entropy are those of the whole row after edits and temperature, before
 //! anything was cut (at temperature 0: of temperature 1).

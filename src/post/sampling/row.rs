@@ -6,6 +6,8 @@ use crate::post::weight::{self, BELOW, BINS};
 
 /// Logits that are turned into bins and masses at once: their arrays stay in the first cache.
 const BLOCK: usize = 256;
+/// Draws from a whole edge, before what is kept of it is found out.
+const DRAWS: u32 = 4;
 
 /// Samples the rows from `first` on.
 pub(super) fn sample_rows(
@@ -236,14 +238,16 @@ impl<'a> Binned<'a> {
     }
 
     fn draw(&self, kept: &Kept) -> u32 {
-        let token = self.draw_once(kept.edge, self.masses[kept.edge], 0, |_| true);
-        let is_above = usize::from(self.bins[token as usize]) < kept.edge;
-        if is_above || self.is_kept(kept, token) {
-            return token;
+        for attempt in 0..DRAWS {
+            let token = self.draw_once(kept.edge, self.masses[kept.edge], attempt, |_| true);
+            let is_above = usize::from(self.bins[token as usize]) < kept.edge;
+            if is_above || self.is_kept(kept, token) {
+                return token;
+            }
         }
         let inside = self.elements(kept.edge).filter(|&index| self.is_kept(kept, index));
         let mass = inside.map(|index| self.mass(index)).sum();
-        self.draw_once(kept.edge, mass, 1, |index| self.is_kept(kept, index))
+        self.draw_once(kept.edge, mass, DRAWS, |index| self.is_kept(kept, index))
     }
 
     /// Draws from the bins above `edge`, and from those of `edge` that are `allowed`, which have

@@ -341,15 +341,9 @@ proptest! {
         seed in any::<u64>(),
     ) {
         let logits = gaussian(params.len() * 70, 2.0, seed);
+        let (logits_of, edits) = (Logits::F32(&logits), &[]);
         let batch =
-            Batch {
-                logits: Logits::F32(&logits),
-                vocab: 70,
-                params: &params,
-                edits: &[],
-                top_n: 2,
-                entropy: true,
-            };
+            Batch { logits: logits_of, vocab: 70, params: &params, edits, top_n: 2, entropy: true };
         let all = sample(&batch, 3).unwrap();
         for (i, params) in params.iter().enumerate() {
             let row = one_edited(&logits[i * 70..][..70], *params, Vec::new(), 2);

@@ -43,9 +43,10 @@ number() { sed -nE "s/.*\"$1\":([0-9]+).*/\1/p"; }
 fresh() { head -c "$size" /dev/urandom >"$work/model"; }
 # Starts a command and kills it at a random moment within so many ms; true if it was still running.
 hit() {
-    local within=$1 pid
-    shift
-    "$@" >"$work/said" 2>&1 &
+    local within=$1 verb=$2 pid
+    shift 2
+    # Not by a function: the signal would hit a shell around it.
+    "$cnse" "$verb" "${remote[@]}" "$@" >"$work/said" 2>&1 &
     pid=$!
     sleep "$(awk "BEGIN { printf \"%.4f\", $within / 1000 * $RANDOM / 32768 }")"
     kill -9 $pid 2>/dev/null || { wait $pid 2>/dev/null || true; return 1; }
@@ -71,12 +72,12 @@ hits=0 again=0
 for n in $(seq "$times"); do
     fresh
     hash=$(sha256sum "$work/model" | cut -d ' ' -f 1)
-    put=(run put --file "$work/model" --name new --tag "t$n" --part-size 1MiB)
+    put=(put --file "$work/model" --name new --tag "t$n" --part-size 1MiB)
     wrong=
     ! hit "$put_ms" "${put[@]}" --quiet || hits=$((hits + 1))
     # What can be seen is whole: all names lead to what they say.
     run verify --full --quiet >"$work/verify" 2>&1 || wrong="verify: $(head -c 300 "$work/verify")"
-    json=$("${put[@]}" --json) || wrong="the rerun failed"
+    json=$(run "${put[@]}" --json) || wrong="the rerun failed"
     sent=$(number sent_bytes <<<"$json") reused=$(number reused_bytes <<<"$json")
     again=$((again + reused))
     [ $((sent + reused)) -le "$size" ] || wrong="$sent sent and $reused there, of $size"
@@ -93,7 +94,7 @@ hits=0 again=0
 for n in $(seq "$times"); do
     wrong=
     rm -rf "$work/cache" "$work/out"
-    ! hit "$get_ms" run get new:t --output "$work/out" || hits=$((hits + 1))
+    ! hit "$get_ms" get new:t --output "$work/out" || hits=$((hits + 1))
     if [ -e "$work/out" ]; then
         [ "$(sha256sum "$work/out" | cut -d ' ' -f 1)" = "$hash" ] || wrong="the output is not whole"
     fi
@@ -115,7 +116,7 @@ for n in $(seq "$times"); do
     head -c 3000000 /dev/urandom >"$work/small"
     run put --file "$work/small" --name doomed --tag t --part-size 1MiB --quiet >/dev/null
     run rm doomed:t >/dev/null
-    ! hit "$gc_ms" run gc --grace 0 || hits=$((hits + 1))
+    ! hit "$gc_ms" gc --grace 0 || hits=$((hits + 1))
     run gc --grace 0 >"$work/said" 2>&1 || wrong="the rerun failed: $(cat "$work/said")"
     run verify --quiet >"$work/verify" 2>&1 || wrong="verify: $(head -c 300 "$work/verify")"
     verdict gc "$n" "$wrong"

@@ -1,5 +1,5 @@
-//! `cnse bench latency`, `throughput` and `gateway` against the built-in backend and against servers
-//! that misbehave.
+//! `cnse bench latency`, `throughput` and `gateway` against the built-in backend and servers that
+//! misbehave.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpListener;

@@ -8,11 +8,12 @@
 //!   where the percentile bootstrap of a quantile ends with infinitely many resamples, since a
 //!   resample's quantile is one of the samples and its chance is binomial.
 //! - Samples that depend on their neighbours, as latencies under load do (`dependence`): they count
-//!   as fewer, by batch means; figures that are no percentile have a block bootstrap.
+//!   as fewer, by batch means, and a mean has the interval of theirs.
 //! - What to leave out at the start of a run (`steady`): MSER-5.
 //! - The difference between two settings (`effect`): pairs from the same block of an interleaved
-//!   experiment. With few pairs Student's t, whose error rate holds from three on, where a bootstrap
-//!   of five values promises 95 % and keeps about 85; between two histograms a bootstrap.
+//!   experiment. With few pairs Student's t, whose error rate holds from three on, where a
+//!   bootstrap of five values promises 95 % and keeps about 85; with twenty and more a bootstrap,
+//!   which holds for every distribution. Between two histograms a bootstrap of both.
 
 pub mod dependence;
 pub mod effect;

@@ -1,5 +1,5 @@
-//! When requests are meant to start: fixed before the run, by the seed alone, so that neither a slow
-//! server nor a slow generator can shift it.
+//! When requests are meant to start: fixed before the run, by the seed alone, so that neither a
+//! slow server nor a slow generator can shift it.
 
 use std::time::Duration;
 

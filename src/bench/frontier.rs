@@ -1,5 +1,5 @@
-//! Which loads are worth it: the knee of throughput over load, and the Pareto frontier of throughput
-//! and latency.
+//! Which loads are worth it: the knee of throughput over load, and the Pareto frontier of
+//! throughput and latency.
 
 /// What a server gave at one load.
 #[derive(Clone, Copy, Debug, PartialEq)]

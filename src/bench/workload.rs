@@ -1,8 +1,8 @@
 //! What is asked: prompts that are given, read from files, or made up.
 //!
 //! A made-up prompt depends on the seed and on its number alone, so that every core of a generator
-//! makes the same one without asking another. By default each begins with a line of its own, so that
-//! a server's prefix cache finds nothing; a shared prefix must be asked for.
+//! makes the same one without asking another. By default each begins with a line of its own, so
+//! that a server's prefix cache finds nothing; a shared prefix must be asked for.
 
 use serde_json::{Value, json};
 

@@ -1,12 +1,12 @@
-//! A line for each answer of the built-in backend over HTTP, with the times at which its tokens were
-//! really written: what a load generator's figures are held against (`--sim-log`).
+//! A line for each answer of the built-in backend over HTTP, with the times at which its tokens
+//! were really written: what a load generator's figures are held against (`--sim-log`).
 //!
 //! ```text
 //! {"id":"cnse-17","received_us":5012345,"first_us":20031,"total_us":95012,"told_us":[20031,25034]}
 //! ```
 //!
-//! `id` is the client's `X-Request-Id`. `received_us` counts from the server's start, the others from
-//! the receipt. Over the binary protocol DONE tells the times to the client itself.
+//! `id` is the client's `X-Request-Id`. `received_us` counts from the server's start, the others
+//! from the receipt. Over the binary protocol DONE tells the times to the client itself.
 
 use std::collections::HashMap;
 use std::fs::File;

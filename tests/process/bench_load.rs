@@ -1,5 +1,5 @@
-//! `cnse bench latency`, `throughput` and `gateway` against the built-in backend and against servers
-//! that misbehave.
+//! `cnse bench latency`, `throughput` and `gateway` against the built-in backend and servers that
+//! misbehave.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpListener;
@@ -284,9 +284,9 @@ fn serve(answers: usize, answer: &'static str) -> String {
 }
 
 const STREAM: &str = "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nConnection: keep-alive\r\n\
-    Content-Length: 170\r\n\r\n\
+    Content-Length: 164\r\n\r\n\
     data: {\"choices\":[{\"index\":0,\"delta\":{\"content\":\"a\"},\"finish_reason\":null}]}\n\n\
-    data: {\"choices\":[],\"usage\":{\"prompt_tokens\":1,\"completion_tokens\":1}}\n\ndata: [DONE]\n\n      ";
+    data: {\"choices\":[],\"usage\":{\"prompt_tokens\":1,\"completion_tokens\":1}}\n\ndata: [DONE]\n\n";
 
 #[test]
 fn a_connection_that_the_server_closed_costs_no_request() {

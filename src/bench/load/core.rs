@@ -26,9 +26,10 @@ const TICK_EVERY: Duration = Duration::from_millis(100);
 /// the clock.
 const SPIN: Duration = Duration::from_micros(60);
 
-/// Where so many requests are under way and arrivals come faster than one in `GATHER_BELOW`, they are
-/// let gather for `GATHER`: each would cost a wake-up, which takes longer than the arrival itself.
-/// What that adds to a stamp is at most this long, and it is counted as the generator's lag.
+/// Where so many requests are under way and arrivals come faster than one in `GATHER_BELOW`, they
+/// are let gather for `GATHER`: each would cost a wake-up, which takes longer than the arrival
+/// itself. What that adds to a stamp is at most this long, and it is counted as the generator's
+/// lag.
 const GATHER: Duration = Duration::from_micros(40);
 const GATHER_BELOW: Duration = Duration::from_micros(25);
 const GATHER_FLIGHTS_MIN: usize = 32;

@@ -1,8 +1,9 @@
 //! The load generator: so many requests, so many at once or so many a second, over either protocol.
 //!
 //! Closed loop: the next request starts when one ends. Open loop: the moments at which requests
-//! should start are fixed beforehand, and times count from them, also when a request had to wait for
-//! a place; so a server that stalls cannot hide it by slowing the generator (coordinated omission).
+//! should start are fixed beforehand, and times count from them, also when a request had to wait
+//! for a place; so a server that stalls cannot hide it by slowing the generator (coordinated
+//! omission).
 //!
 //! Each core of the generator is a thread with its own sockets and its share of the numbers; they
 //! share counters and nothing else.

@@ -1,9 +1,9 @@
 //! What a run says: its figures in the one shape, and a table for people.
 //!
 //! Response times (`ttft_ms`, `e2e_ms`, `queue_ms`) count from the intended start, which is what
-//! users feel; service times (`ttft_service_ms`, `service_ms`) from the write. Failed, cancelled and
-//! warm-up requests are in none of them. `itl_ms` is every gap between two arrivals of text, `tpot_ms`
-//! each request's mean time a token: a stall shows in the first and drowns in the second.
+//! users feel; service times (`ttft_service_ms`, `service_ms`) from the write. Failed, cancelled
+//! and warm-up requests are in none of them. `itl_ms` is every gap between two arrivals of text,
+//! `tpot_ms` each request's mean time a token: a stall shows in the first and drowns in the second.
 
 pub mod series;
 pub mod slo;
@@ -312,8 +312,8 @@ fn tokens(recording: &Recording, plan: &Plan<'_>, record: &mut Record, warnings:
     }
 }
 
-/// Says whether the run came to rest. Nothing is cut by itself: what looks like a start-up may be the
-/// stall that is looked for.
+/// Says whether the run came to rest. Nothing is cut by itself: what looks like a start-up may be
+/// the stall that is looked for.
 fn settled(recording: &Recording, record: &mut Record, warnings: &mut Vec<String>) {
     let counted = recording.samples.iter().filter(|sample| sample.counts());
     let series: Vec<f64> = counted.map(Sample::service_ms).collect();

@@ -8,9 +8,9 @@ use crate::bench::record::Record;
 use crate::bench::sample::Recording;
 use crate::metrics::durations::Durations;
 
-/// One in a hundred requests may go out this late, in milliseconds: twice the error that is promised
-/// of a percentile, at rates where nothing is short. How long arrivals wait to be read is told and
-/// not judged, since the kernel stamps them when they come.
+/// One in a hundred requests may go out this late, in milliseconds: twice the error that is
+/// promised of a percentile, at rates where nothing is short. How long arrivals wait to be read is
+/// told and not judged, since the kernel stamps them when they come.
 pub const LAG_MAX_MS: f64 = 1.0;
 /// The share of its core that a generator may use: past it, queueing theory says, arrivals wait ten
 /// times as long as they take.

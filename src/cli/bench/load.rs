@@ -1,5 +1,5 @@
-//! What the commands that put load on a server share: flags, the plan that they make, a measured run,
-//! and where its result goes.
+//! What the commands that put load on a server share: flags, the plan that they make, a measured
+//! run, and where its result goes.
 
 use std::fs::File;
 use std::io::{BufWriter, IsTerminal, Write};

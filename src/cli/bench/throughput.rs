@@ -19,10 +19,11 @@ use crate::prng::Prng;
 pub const HELP: &str = "\
 usage: cnse bench throughput --server URL (--concurrency LIST | --batch LIST) [FLAGS]
 
-Runs one load after the other and prints tokens/s, requests/s and latency at each; then the knee (the
-smallest load that gives 90 % of the best rate) and the Pareto frontier (loads of which no other has
-both more tokens/s and less latency). Lists of prompt and answer lengths multiply the points. With
---repeat the points are run in a random order each time, so that drift is not taken for an effect.
+Runs one load after the other and prints tokens/s, requests/s and latency at each; then the knee
+(the smallest load that gives 90 % of the best rate) and the Pareto frontier (loads of which no
+other has both more tokens/s and less latency). Lists of prompt and answer lengths multiply the
+points. With --repeat the points are run in a random order each time, so that drift is not taken
+for an effect.
 
 --batch N is N prompts in one request where the server takes lists (llama-server's own API), else N
 requests at once.

@@ -15,12 +15,10 @@ use std::sync::Arc;
 
 use super::memory::Plain;
 use super::{Arguments, DeviceVec, Error, Family, Function, Gpu, Graph, Grid, Lane, PinnedVec};
-
 use crate::post::sampling::{Batch, Edit, Logits, Refusal, Row, Sampled};
 
 /// The kernels.
-pub static SAMPLING: Family =
-    Family { name: "sampling", ptx: include_str!(concat!(env!("OUT_DIR"), "/sampling.ptx")) };
+pub static SAMPLING: Family = family!("sampling");
 
 /// Threads of a block.
 const THREADS: u32 = 256;

@@ -7,8 +7,9 @@
 //! ```
 //!
 //! The root (the lowest rank that lives) collects what all ranks did. Where the fabric has no waker
-//! (MPI) it is polled: often after something came, ever more rarely then, and the main thread
-//! sleeps in between, so that an idle rank costs next to nothing.
+//! (MPI) it is polled. If all other ranks ring (those of the same machine do), that is after a ring
+//! and now and then; else often after something came, ever more rarely then. In between the main
+//! thread sleeps, so that an idle rank costs next to nothing.
 
 mod telling;
 

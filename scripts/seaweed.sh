@@ -18,7 +18,7 @@
 set -euo pipefail
 
 # SeaweedFS 4.53. The project tags its releases without the v that Go wants of a version, so a module's version is a
-# commit's; the sum is the one that sum.golang.org vouches for.
+# commit's; the sum is the one that Go's checksum database vouches for.
 module=github.com/seaweedfs/seaweedfs
 version=v0.0.0-20261109003541-7506e5f91cd6
 sum=h1:LOYZFToHq9F7pSR6lkPGfkM8RmHlVFrzndKdhmNZjrU=

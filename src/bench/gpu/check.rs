@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use crate::cuda::kernels::dequant::{self, Weights};
 use crate::cuda::kernels::embedding::{Embeddings, Fault, Shaped};
-use crate::cuda::kernels::search::{self, Near};
+use crate::cuda::kernels::search;
 use crate::cuda::{Busy, Error, Gpu, Lane, LaneBounds, Usage};
 use crate::post::embedding::search::{Kind, Rows, Search};
 use crate::post::embedding::{mean_pool, normalize, quantize_binary, quantize_int8, truncate};
@@ -267,14 +267,6 @@ impl Corpus {
     }
 }
 
-pub(super) fn kind_of(kind: Kind) -> search::Kind {
-    match kind {
-        Kind::F32 => search::Kind::F32,
-        Kind::Int8 => search::Kind::Int8,
-        Kind::Binary => search::Kind::Binary,
-    }
-}
-
 fn nearest(bench: &Bench, prng: &mut Prng, kind: Kind) -> Result<Result<(), String>, Error> {
     let dims = width(prng).next_multiple_of(8).min(1024);
     let rows = size(prng, 1, 40_000).min((8 << 20) / dims);
@@ -289,7 +281,7 @@ fn nearest(bench: &Bench, prng: &mut Prng, kind: Kind) -> Result<Result<(), Stri
     let lane = &bench.lane;
     let lengths = queries.lengths(kind, dims);
     let (of_queries, k) = (queries.bytes(kind), k as u32);
-    let (all, kind) = (corpus.bytes(kind), kind_of(kind));
+    let all = corpus.bytes(kind);
     // Some of the rows are on the card, the rest comes from the host.
     let resident = prng.below(rows as u64 + 1) as usize * kind.row_bytes(dims);
     let mut search = search::Search::open(lane, kind, dims, &of_queries, lengths.as_deref(), k)?;
@@ -299,12 +291,8 @@ fn nearest(bench: &Bench, prng: &mut Prng, kind: Kind) -> Result<Result<(), Stri
     let what = format!("{} queries, {rows} rows of {dims}, k = {k}", wanted.len());
     let Ok(got) = search.finish()? else { return Ok(Err(format!("{what}: a row is refused"))) };
     for (query, (got, wanted)) in got.iter().zip(&wanted).enumerate() {
-        let wanted: Vec<Near> = wanted
-            .iter()
-            .map(|hit| Near { score: hit.score, row: u32::try_from(hit.row).unwrap_or(u32::MAX) })
-            .collect();
-        if *got != wanted {
-            let at = got.iter().zip(&wanted).position(|(a, b)| a != b);
+        if got != wanted {
+            let at = got.iter().zip(wanted).position(|(a, b)| a != b);
             let at = at.unwrap_or_else(|| got.len().min(wanted.len()));
             let (got, wanted) = (got.get(at), wanted.get(at));
             return Ok(Err(format!("{what}: query {query}, {at}: {got:?}, not {wanted:?}")));

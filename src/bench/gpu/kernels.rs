@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use super::check::{blocks, format_of, kind_of};
+use super::check::{blocks, format_of};
 use super::figures::Figure;
 use super::measure::{SAMPLES, Times, graph};
 use crate::cuda::kernels::dequant::Weights;
@@ -200,9 +200,8 @@ impl Bench<'_> {
         };
         let mut samples = Vec::with_capacity(SAMPLES);
         for sample in 0..SAMPLES + 2 {
-            let of_kind = kind_of(kind);
             let lengths = lengths.as_deref();
-            let mut search = Search::open(lane, of_kind, SEARCH_DIMS, &of_queries, lengths, K)?;
+            let mut search = Search::open(lane, kind, SEARCH_DIMS, &of_queries, lengths, K)?;
             lane.synchronize()?;
             let ms = lane.time(|| search.add(&corpus))?;
             // The first ones find nothing warm.
@@ -229,9 +228,8 @@ impl Bench<'_> {
         let mut samples = Vec::new();
         for _ in 0..5 {
             let queries = &block[..row_bytes];
-            let of_kind = kind_of(Kind::F32);
             let mut search =
-                Search::open(self.lane, of_kind, SEARCH_DIMS, queries, Some(&[28.0]), K)?;
+                Search::open(self.lane, Kind::F32, SEARCH_DIMS, queries, Some(&[28.0]), K)?;
             // The first part takes the blocks through which the others come.
             search.add_host(&corpus[..row_bytes])?;
             let begun = Instant::now();

@@ -18,6 +18,7 @@ use crate::cuda::{
     Arguments, DeviceVec, Error, Event, Family, Function, Gpu, Grid, Lane, LaneBounds, PinnedVec,
     Plain,
 };
+use crate::post::embedding::search::{Hit, Kind};
 
 /// The kernels of `cuda/search.cu`.
 pub static SEARCH: Family = family!("search");
@@ -37,37 +38,6 @@ const PART_ROWS_MAX: u64 = 1 << 20;
 const BLOCK_BYTES: usize = 32 << 20;
 /// Threads that copy into a pinned block at most: one alone has a tenth of what the bus carries.
 const COPY_THREADS_MAX: usize = 8;
-
-/// What rows are made of.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
-    /// 32-bit floats.
-    F32,
-    /// Integers from -127 to 127.
-    Int8,
-    /// Bits.
-    Binary,
-}
-
-impl Kind {
-    /// Bytes of a row.
-    pub fn row_bytes(self, dims: usize) -> usize {
-        match self {
-            Kind::F32 => dims * 4,
-            Kind::Int8 => dims,
-            Kind::Binary => dims / 8,
-        }
-    }
-}
-
-/// A row that is near a query.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Near {
-    /// Its cosine.
-    pub score: f32,
-    /// Its number in the corpus, from 0.
-    pub row: u32,
-}
 
 struct Block {
     host: PinnedVec<u8>,
@@ -279,7 +249,7 @@ impl<'a> Search<'a> {
     ///
     /// # Errors
     /// What the driver says.
-    pub fn finish(self) -> Result<Result<Vec<Vec<Near>>, u32>, Error> {
+    pub fn finish(self) -> Result<Result<Vec<Vec<Hit>>, u32>, Error> {
         if let Some(row) = self.fault.read(self.lane)? {
             return Ok(Err(row));
         }
@@ -346,10 +316,10 @@ fn copy_in_threads(from: &[u8], to: &mut [u8]) {
 }
 
 /// What a key says.
-fn near(key: u64) -> Near {
+fn near(key: u64) -> Hit {
     let bits = (key >> 32) as u32;
     let bits = if bits & 0x8000_0000 == 0 { !bits } else { bits & 0x7fff_ffff };
-    Near { score: f32::from_bits(bits), row: !(key as u32) }
+    Hit { score: f32::from_bits(bits), row: u64::from(!(key as u32)) }
 }
 
 #[cfg(test)]
@@ -368,7 +338,7 @@ mod tests {
             assert!(key(pair[0].0, pair[0].1) > key(pair[1].0, pair[1].1));
         }
         for (score, row) in order {
-            assert_eq!(near(key(score, row)), Near { score, row });
+            assert_eq!(near(key(score, row)), Hit { score, row: u64::from(row) });
         }
     }
 }

@@ -10,6 +10,7 @@ use cnse::prng::Prng;
 use cnse::sched::fabric::{Topology, conforms};
 use cnse::sched::local::local;
 use cnse::sched::message::Message;
+use cnse::sched::queue::Gift;
 use cnse::sched::rank::{Core, RankConfig};
 use cnse::sched::sim::{self, Breakage, Faults, Input, Latency, Plan, Rows};
 use cnse::sched::tasks::{Rank, Span};
@@ -57,6 +58,7 @@ fn world(prng: &mut Prng, seed: u64) -> Plan {
     let latency = Latency {
         near_us: us(50_000.0),
         far_us: us(50_000.0),
+        ring_us: us(3_000.0) - 1.0,
         look_us: us(3_000.0) - 1.0,
         idle_look_us: us(10_000.0) - 1.0,
         start_us: us(100.0),
@@ -288,6 +290,18 @@ fn questions_do_not_pile_up_behind_a_full_fabric() {
         core.unsent(to, message);
     }
     assert_eq!(std::iter::from_fn(|| core.outgoing()).count(), 1);
+}
+
+#[test]
+fn a_task_that_has_just_come_is_not_given_back() {
+    let mut core = core(Rank(1));
+    core.set_slots(1);
+    let gift = Gift { tasks: vec![], spans: vec![Span::numbers(0, 1)] };
+    core.message(Rank(0), Message::Give { answer: true, gift, more: None }).unwrap();
+    core.message(Rank(0), Message::Ask { free: 1, queued_us: 0, bodies: false }).unwrap();
+    let Some((_, Message::Give { gift, .. })) = core.outgoing() else { panic!("no answer") };
+    core.turn(at_us(1)).unwrap();
+    assert!(gift.is_empty() && core.hand().unwrap().is_some());
 }
 
 #[test]

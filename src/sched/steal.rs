@@ -66,6 +66,8 @@ pub struct Thief {
     tries: u32,
     rest_until: Instant,
     backoff: Duration,
+    /// It asked before its slots stood idle, found nothing, and left no word.
+    silent: bool,
     /// With whom word stands.
     word: Vec<Rank>,
     /// Who is thought to have the most.
@@ -82,6 +84,7 @@ impl Thief {
             tries: 0,
             rest_until: Instant::default(),
             backoff: BACKOFF,
+            silent: false,
             word: Vec::new(),
             hint,
         }
@@ -89,8 +92,11 @@ impl Thief {
 
     /// What to do now. `alive` is in ascending order.
     pub fn step(&mut self, now: Instant, need: Need, topology: &Topology, alive: &[Rank]) -> Step {
-        if need == Need::None || alive.len() < 2 || now < self.rest_until {
+        if need == Need::None || alive.len() < 2 {
             return Step::Rest;
+        }
+        if now < self.rest_until {
+            return if need == Need::Now && self.silent { self.speak(alive) } else { Step::Rest };
         }
         if let Some((_, since)) = self.asked {
             if now < since + PATIENCE {
@@ -140,9 +146,13 @@ impl Thief {
         self.tries = 0;
         self.rest_until = now + self.backoff.mul_f64(0.75 + 0.5 * self.prng.unit());
         self.backoff = self.backoff.mul_f64(BACKOFF_GROWTH).min(BACKOFF_MAX);
-        if need == Need::Soon {
-            return Step::Rest;
-        }
+        self.silent = need == Need::Soon;
+        if self.silent { Step::Rest } else { self.speak(alive) }
+    }
+
+    /// Leaves word with those with whom it does not stand yet.
+    fn speak(&mut self, alive: &[Rank]) -> Step {
+        self.silent = false;
         let mut lines = lifelines(self.me, alive);
         lines.retain(|rank| !self.word.contains(rank));
         self.word.extend(&lines);
@@ -187,6 +197,7 @@ impl Thief {
     /// stands come back: they are to forget it, since a rank that has work is to get no more.
     pub fn fed(&mut self, from: Rank, by_word: bool) -> Vec<Rank> {
         self.tries = 0;
+        self.silent = false;
         self.backoff = BACKOFF;
         self.rest_until = Instant::default();
         let mut word = std::mem::take(&mut self.word);
@@ -261,6 +272,19 @@ mod tests {
         assert_eq!(thief.step(Instant(2), Need::Level, &topology, &alive), Step::Rest);
         thief.answered(rank);
         assert!(rank != Rank(1) && thief.word.is_empty() && thief.rest_until == Instant(0));
+    }
+
+    #[test]
+    fn a_slot_that_falls_idle_while_the_rank_rests_leaves_word_at_once() {
+        let (topology, alive) = (Topology::new(&["a", "a", "a"]), ranks(3));
+        let mut thief = Thief::new(Rank(0), 7, None);
+        while let Step::Ask(rank) = thief.step(Instant(1), Need::Soon, &topology, &alive) {
+            thief.answered(rank);
+        }
+        assert!(thief.word.is_empty() && thief.rest_until > Instant(2));
+        let word = Step::LeaveWord(vec![Rank(1), Rank(2)]);
+        assert_eq!(thief.step(Instant(2), Need::Now, &topology, &alive), word);
+        assert_eq!(thief.step(Instant(2), Need::Now, &topology, &alive), Step::Rest);
     }
 
     #[test]

@@ -32,7 +32,7 @@ pub fn run(parsed: &Parsed) -> Result<(), Error> {
             "steals": { "tried": moves.steals_tried, "won": moves.steals_won,
                         "own_node": moves.steals_near, "moved": moves.tasks_in },
             "latency_us": { "near": latency.near_us, "far": latency.far_us,
-                            "look": latency.look_us, "idle_look": latency.idle_look_us,
+                            "ring": latency.ring_us, "look": latency.look_us, "idle_look": latency.idle_look_us,
                             "start": latency.start_us },
         });
         return print(&format!("{object}\n"));

@@ -35,6 +35,12 @@ impl<S: Source> Core<S> {
         let mut gift = if self.can_run_nothing() {
             self.queue.give_all(bodies)
         } else {
+            // What has just come is for the own slots first: two ranks whose answer and question
+            // travel together would hand one task to and fro for ever.
+            let spare = self.queue.count().saturating_sub(self.free() as u64);
+            if spare == 0 {
+                return Ok(Gift::default());
+            }
             // A rank whose slots are all at work gets nothing unless clearly more waits here than
             // there, or near-equals would hand the same tasks to and fro.
             let (count, mine) = (self.queue.count(), self.queue.cost_us(&self.source));
@@ -48,9 +54,9 @@ impl<S: Source> Core<S> {
                 // One at a time would take as many steals as tasks.
                 Some(portion) if free == 0 => {
                     let portion = portion.max(self.slots as u64 / 2).min(half);
-                    self.queue.front(portion, self.free(), bodies)
+                    self.queue.front(portion.min(spare), self.free(), bodies)
                 }
-                Some(portion) => self.queue.front(portion, self.free(), bodies),
+                Some(portion) => self.queue.front(portion.min(spare), self.free(), bodies),
                 None => {
                     let cap = if free == 0 && queued_us > mine / 4 { ahead / 2 } else { u64::MAX };
                     self.queue.share(&[cap], self.free(), bodies).pop().unwrap_or_default()

@@ -17,14 +17,18 @@ use crate::prng::{self, Prng};
 
 /// How long things take; microseconds. The defaults were measured with Open MPI 4.1 on two cores.
 ///
-/// A rank looks for messages the more rarely the longer nothing came: the wait until it looks is as
-/// long as it has been quiet, at most. Whenever a task ends it looks anyway.
+/// Where all ranks are on one node a message wakes its receiver. Elsewhere a rank looks for
+/// messages the more rarely the longer nothing came: the wait until it looks is as long as it has
+/// been quiet, at most. Whenever a task ends it looks anyway.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Latency {
     /// A message to a rank of the same node, until it could be seen: half to one and a half of it.
     pub near_us: f64,
     /// And to one of another node.
     pub far_us: f64,
+    /// From there until the receiver is awake, where all ranks are on one node: half to one and a
+    /// half of it; 0: nothing wakes it.
+    pub ring_us: f64,
     /// A busy rank looks for messages at least so often; 0: something wakes it at once.
     pub look_us: f64,
     /// And an idle one.
@@ -38,9 +42,10 @@ impl Default for Latency {
         Latency {
             near_us: 10.0,
             far_us: 50.0,
+            ring_us: 100.0,
             look_us: 3_000.0,
             idle_look_us: 4_000.0,
-            start_us: 60.0,
+            start_us: 30.0,
         }
     }
 }
@@ -141,7 +146,8 @@ impl Fabric for SimFabric {
         wire.active[self.rank.0 as usize] = wire.now;
         let (number, mut bytes) = (wire.sent, Vec::new());
         message.encode(&mut bytes);
-        let look = wire.look(to, at);
+        let rings = self.topology.nodes() == 1 && wire.latency.ring_us > 0.0;
+        let look = if rings { wire.rung(at) } else { wire.look(to, at) };
         let parcel = Parcel { at, number, from: self.rank, look, message: bytes };
         wire.inboxes[to.0 as usize].push(Reverse(parcel));
         wire.due.push((look, to));
@@ -229,6 +235,11 @@ impl Wire {
             sent: 0,
             due: Vec::new(),
         }))
+    }
+
+    /// When a rank looks at what is there from `at` on, and rings.
+    fn rung(&mut self, at: Instant) -> Instant {
+        at + micros(self.latency.ring_us * (0.5 + self.prng.unit()))
     }
 
     /// When a rank looks at what is there from `at` on, if nothing else makes it look earlier.

@@ -20,4 +20,5 @@ pub mod report;
 pub mod sample;
 pub mod scaling;
 pub mod statistics;
+pub mod storage;
 pub mod workload;

@@ -269,7 +269,7 @@ fn filled(words: &[String], places: &Settings) -> Vec<String> {
 }
 
 /// Ports of servers on this machine that a command names: what they take is no noise.
-fn local_ports(words: &[String]) -> Vec<u16> {
+pub fn local_ports(words: &[String]) -> Vec<u16> {
     let of_word = |word: &String| -> Vec<u16> {
         let hosts = ["127.0.0.1:", "localhost:", "[::1]:"];
         let places = hosts.iter().flat_map(|host| word.split(host).skip(1));

@@ -14,8 +14,7 @@ use crate::store_on_filer::ask;
 use crate::weed::Weed;
 
 /// Small and quick.
-const SMALL: [&str; 7] =
-    ["bench", "storage", "--size", "1MiB", "--part-size", "256KiB", "--quiet"];
+const SMALL: [&str; 7] = ["bench", "storage", "--size", "1MiB", "--part-size", "256KiB", "--quiet"];
 
 /// What is in a folder.
 fn names(folder: &str) -> Vec<String> {
@@ -25,10 +24,9 @@ fn names(folder: &str) -> Vec<String> {
 
 /// A folder on the disk that has what was built: the system's own for such may be in memory.
 fn on_disk(name: &str) -> String {
-    let folder = std::env::current_exe().unwrap().with_file_name(format!(
-        "bench-storage-{name}-{}",
-        std::process::id()
-    ));
+    let folder = std::env::current_exe()
+        .unwrap()
+        .with_file_name(format!("bench-storage-{name}-{}", std::process::id()));
     fs::create_dir_all(&folder).unwrap();
     folder.to_str().unwrap().to_owned()
 }

@@ -17,7 +17,7 @@ const FIGURES: [&str; 16] = [
     "requests_per_s",
     "tokens_per_s",
     "goodput_requests_per_s",
-    "mib_per_s",
+    "mb_per_s",
     "ttft_ms_p50",
     "ttft_ms_p99",
     "itl_ms_p50",
@@ -83,7 +83,7 @@ pub fn write(document: &mut Document, record: &Record) {
 }
 
 fn charts(document: &mut Document, cells: &[Cell<'_>], names: &[String]) {
-    let throughput = ["tokens_per_s", "requests_per_s", "mib_per_s"];
+    let throughput = ["tokens_per_s", "requests_per_s", "mb_per_s"];
     let latency = ["e2e_ms_p99", "ttft_ms_p99", "e2e_ms_p50", "ttft_ms_p50"];
     let found = |of: &[&'static str]| {
         of.iter().copied().find(|name| cells.iter().any(|cell| estimate(cell, name).is_some()))

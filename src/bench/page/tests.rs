@@ -4,8 +4,8 @@ use serde_json::{Map, Value, json};
 
 use super::*;
 use crate::bench::chart::svg::tests::check;
-use crate::bench::environment::{Environment, Noise};
 use crate::bench::record::{Outlier, Run, Series};
+use crate::machine::environment::{Environment, Noise};
 use crate::metrics::durations::Durations;
 
 fn distribution(count: u64, scale: u64) -> Distribution {

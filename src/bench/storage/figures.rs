@@ -316,7 +316,10 @@ mod tests {
         let text = text(&found);
         assert_eq!(text.lines().count(), 8);
         let hash = text.lines().find(|line| line.starts_with("hash")).unwrap();
-        assert!(hash.contains("80 %  80.0 to 80.0") && hash.ends_with("SHA-256 on one core"), "{hash}");
+        assert!(
+            hash.contains("80 %  80.0 to 80.0") && hash.ends_with("SHA-256 on one core"),
+            "{hash}"
+        );
         assert!(text.contains("get from a directory (linked)"), "{text}");
         let json = found[4].to_json();
         assert_eq!((&json["limit"], &json["threads"]), (&json!("copy"), &json!(2)));

@@ -9,7 +9,6 @@ use serde_json::{Value, json};
 
 use super::runner;
 use super::scratch::{self, Scratch};
-use crate::bench::environment::{Environment, NoiseWatch};
 use crate::bench::experiment::order;
 use crate::bench::record::{Record, Run};
 use crate::bench::storage::bed::{self, Bed, COLD_SHARE_MAX, Fault, Stores, WARM_SHARE_MIN};
@@ -19,6 +18,8 @@ use crate::bench::storage::resident;
 use crate::cli::flags::{self, Flag, Parsed};
 use crate::cli::{Error, FEATURES};
 use crate::limits::{CACHE_FREE_BYTES, PART_BYTES, PART_BYTES_LEAST, PART_BYTES_MOST};
+use crate::machine::environment::{Environment, NoiseWatch};
+use crate::machine::processes;
 use crate::store::files::{Disk, Files};
 use crate::store::remote::Remote;
 use crate::store::remote::directory::Directory;
@@ -77,7 +78,7 @@ const SIZE_MAX: u64 = 1 << 40;
 pub fn run(parsed: &Parsed) -> Result<(), Error> {
     let asked = Asked::new(parsed)?;
     let (begun, started_at) = (Instant::now(), crate::log::utc(SystemTime::now()));
-    let ports = runner::local_ports(&[asked.filer.clone().unwrap_or_default()]);
+    let ports = processes::local_ports(&[asked.filer.clone().unwrap_or_default()]);
     let noise = NoiseWatch::start(&ports);
     let found = measure(&asked, parsed.has("quiet"))?;
     let mut record = Record::new(std::env::args().skip(1).collect(), started_at);

@@ -19,10 +19,10 @@ usage: cnse bench compare A.json[,A.json…] B.json[,B.json…] [FLAGS]
        cnse bench compare URL URL [--repeat N] [FLAGS] -- COMMAND with {target}
 
 Says how B differs from A, and how surely. Of two saved results also what differs in their
-environments. A and B may each be several results of the same command, with commas between them: the
+environments. A and B may each be several results of one command, with commas between them: the
 change is then that of their means over the runs, with an interval that holds for how runs differ
-(three of each are needed for one). Two live targets are measured in turn, in random and mirrored order, so that what
-drifts meanwhile falls on both alike.
+(it takes three of each). Two live targets are measured in turn, in random and mirrored order, so
+that what drifts meanwhile falls on both alike.
 
 --fail-if makes it a check: exit code 1 if the change surely is past the limit. Where the interval
 holds the limit nothing is sure, and only --strict fails.
@@ -37,7 +37,7 @@ examples:
 pub const FLAGS: &[Flag] = &[
     Flag::words(
         "A B [-- COMMAND]",
-        "two results that --json printed, or two lists of them, or two targets",
+        "two results that --json printed or lists of them, or two targets",
     ),
     Flag::list("figure", "NAME", "what is compared besides the usual, such as steals_won"),
     Flag::list("fail-if", "LIMIT", "\"FIGURE > +5%\" or \"FIGURE < -5%\""),

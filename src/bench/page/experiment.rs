@@ -75,10 +75,10 @@ pub fn write(document: &mut Document, record: &Record) {
     let is_scaling = names.iter().any(|name| name == "ranks")
         && record.command.get(1).is_some_and(|what| what == "scaling");
     if is_scaling {
-        super::scaling::write(document, &record.runs);
-    } else {
-        charts(document, &cells, &names);
+        super::scaling::write(document, record, &cells);
+        return;
     }
+    charts(document, &cells, &names);
     table(document, &cells, &names);
 }
 
@@ -237,7 +237,9 @@ pub fn estimate(cell: &Cell<'_>, name: &str) -> Option<Estimate> {
     }
     let pairs: Vec<(f64, f64)> = values.iter().map(|value| (*value, 0.0)).collect();
     let over_runs = effect::paired(&pairs, 1.0 - CONFIDENCE);
-    let interval = over_runs.map(|effect| (effect.interval.low, effect.interval.high));
+    // None of these figures can be under 0, whatever Student's t makes of three runs.
+    let least = if values.iter().all(|value| *value >= 0.0) { 0.0 } else { f64::NEG_INFINITY };
+    let interval = over_runs.map(|effect| (effect.interval.low.max(least), effect.interval.high));
     let within = || {
         let [run] = cell.runs[..] else { return None };
         let (figure, tail) = name.rsplit_once('_')?;

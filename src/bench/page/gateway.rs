@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use super::document::{Block, Document, Table};
+use super::document::{Block, Document, Notice, Table, Weight};
 use super::terms;
 use crate::bench::chart::axis::Axis;
 use crate::bench::chart::forest::{Effect, Forest};
@@ -45,9 +45,30 @@ fn costs(record: &Record) -> impl Iterator<Item = Cost<'_>> {
     })
 }
 
+/// What a user feels of it, at the top.
+fn answer(costs: &[Cost<'_>]) -> Option<Notice> {
+    let cost = costs.iter().find(|cost| cost.figure == DRAWN[0])?;
+    let (low, high) = cost.interval;
+    let (value, range) = (signed(cost.cost), format!("{} to {} ms", signed(low), signed(high)));
+    let words = if low > 0.0 {
+        format!("Through the gateway the first token comes {value} ms later (median; {range}).")
+    } else if high < 0.0 {
+        format!("Through the gateway the first token comes sooner: {value} ms (median; {range}).")
+    } else {
+        format!(
+            "What the gateway adds to the time to first token cannot be told from chance: {value} \
+             ms (median; {range}). More --rounds would tell."
+        )
+    };
+    Some(Notice { weight: Weight::Answer, words })
+}
+
 /// Writes costs, pairs, and the table of both.
 pub fn write(document: &mut Document, record: &Record) {
     let costs: Vec<Cost<'_>> = costs(record).collect();
+    if let Some(answer) = answer(&costs) {
+        document.blocks.push(Block::Notices(vec![answer]));
+    }
     let rounds = costs.iter().map(|cost| cost.rounds).max().unwrap_or(0);
     let under = format!(
         "{rounds} pairs of runs: the same requests at the same moments, once to the server directly \
@@ -161,10 +182,10 @@ fn pairs(document: &mut Document, runs: &[Run], cost: &Cost<'_>) {
     let ends = [rounds[0], rounds[rounds.len() - 1]];
     let mean = Series {
         band: ends.map(|round| (round, low, high)).to_vec(),
-        ..Series::line("mean", ends.map(|round| (round, cost.cost)).to_vec(), look(1))
+        ..Series::line("mean", ends.map(|round| (round, cost.cost)).to_vec(), look(0))
     };
     let numbers = differences.iter().map(|(_, y)| *y).chain([0.0, low, high]);
-    let points = Series { style: Style::Points, ..marked("a pair", &differences, 0) };
+    let points = Series { style: Style::Points, ..marked("a pair", &differences, 1) };
     let plot = Plot {
         title: format!("{title}: what the gateway adds in each pair"),
         subtitle: "Through the gateway less direct. The line is the mean, the band its 95 % \
@@ -173,7 +194,7 @@ fn pairs(document: &mut Document, runs: &[Run], cost: &Cost<'_>) {
         x: x(),
         y: Axis::linear("longer through the gateway, ms", numbers),
         series: vec![mean, points],
-        rules: vec![Rule { at: 0.0, upright: false, name: String::new() }],
+        rules: vec![Rule { at: 0.0, upright: false, name: "no cost".to_owned() }],
     };
     document.chart(&format!("{} differences", cost.figure), &plot.title, plot.to_svg());
 }

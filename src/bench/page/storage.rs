@@ -1,7 +1,6 @@
 //! `bench storage`: rates, and each as a share of what binds it.
 
 use super::document::{Block, Document, Notice, Table, Weight};
-use super::notices;
 use crate::bench::chart::forest::{Effect, Forest};
 use crate::bench::chart::text::{figure, grouped, measured};
 use crate::bench::record::Record;
@@ -20,7 +19,7 @@ pub fn write(document: &mut Document, record: &Record) {
     let left_out = left_out.into_iter().flatten().filter_map(|words| words.as_str());
     let notices: Vec<Notice> = left_out
         .map(|words| {
-            let words = format!("Not measured: {}", notices::sentence(words));
+            let words = format!("Not measured: {words}.");
             Notice { weight: Weight::Doubt, words }
         })
         .collect();

@@ -208,7 +208,7 @@ pub fn text(figures: &[Figure]) -> String {
             bytes = Some(found.setting.bytes);
             let head = format!("{} bytes", found.setting.bytes);
             lines += &format!(
-                "{head:<28} {:>7}  {:<5} {:>9}  {:<16} {:>8}  {:>7}  {:<14}  of\n",
+                "{head:<30} {:>7}  {:<5} {:>9}  {:<16} {:>8}  {:>7}  {:<14}  of\n",
                 "threads", "cache", "MB/s", "95 %", "CPU s", "share", "95 %"
             );
         }
@@ -225,7 +225,7 @@ fn line(found: &Figure) -> String {
         (share, limit.share.range(100.0), limit.name())
     });
     let line = format!(
-        "{:<28} {threads:>7}  {state:<5} {:>9}  {:<16} {:>8.3}  {share:>7}  {range:<14}  {name}",
+        "{:<30} {threads:>7}  {state:<5} {:>9}  {:<16} {:>8.3}  {share:>7}  {range:<14}  {name}",
         found.what(),
         measured(found.mb_per_s.p50),
         found.mb_per_s.range(1.0),

@@ -203,14 +203,34 @@ pub struct Plan {
     pub page_caches: Vec<PageCache>,
     /// At the same time.
     pub threads: Vec<u32>,
+    /// Bytes of a blob's part.
+    pub part_size: u64,
 }
 
 impl Plan {
+    /// Numbers of threads that all have something to do on a file of this length: each works on a
+    /// part, so more than there are parts are as many as those.
+    fn threads_of(&self, bytes: u64) -> Vec<u32> {
+        let parts = u32::try_from(bytes.div_ceil(self.part_size)).unwrap_or(u32::MAX).max(1);
+        let mut found: Vec<u32> = self.threads.iter().map(|threads| *threads.min(&parts)).collect();
+        found.sort_unstable();
+        found.dedup();
+        found
+    }
+
+    /// Lengths of which a file has fewer parts than threads are asked for, with its parts.
+    pub fn short_of_parts(&self) -> Vec<(u64, u64)> {
+        let most = u64::from(self.threads.iter().copied().max().unwrap_or(1));
+        let parts = self.sizes.iter().map(|bytes| (*bytes, bytes.div_ceil(self.part_size)));
+        parts.filter(|(_, parts)| *parts < most).collect()
+    }
+
     /// All settings, sorted: limits first. `is_linked`: the directory's blobs need no copy to be in
     /// the cache, so that it takes no more than one thread.
     pub fn settings(&self, is_linked: bool) -> Vec<Setting> {
         let mut found = Vec::new();
         for &bytes in &self.sizes {
+            let of_parts = self.threads_of(bytes);
             let one =
                 |operation| Setting { bytes, operation, place: None, page_cache: None, threads: 1 };
             found.push(one(Operation::Sha256));
@@ -225,7 +245,7 @@ impl Plan {
                 for &place in &self.places {
                     let alone =
                         is_linked && (operation, place) == (Operation::Get, Place::Directory);
-                    let threads = if alone { &[1][..] } else { &self.threads };
+                    let threads = if alone { &[1][..] } else { &of_parts };
                     for &threads in threads {
                         let of = Setting { place: Some(place), threads, ..one(operation) };
                         // What a filer has in memory is not this machine's to say.
@@ -272,6 +292,7 @@ mod tests {
             places: vec![Place::Directory, Place::Filer],
             page_caches: vec![PageCache::Warm, PageCache::Cold],
             threads: vec![1, 2],
+            part_size: 5,
         }
     }
 
@@ -291,6 +312,14 @@ mod tests {
         assert_eq!(count(Operation::Verify, Some(Place::Filer)), 2);
         assert!(all.windows(2).all(|pair| pair[0] < pair[1]), "sorted, and each once");
         assert_eq!(plan().settings(false).len(), all.len() + 4);
+        // A thread more than there are parts has nothing to do.
+        let whole = Plan { part_size: 10, ..plan() };
+        let threads = |bytes: u64| {
+            let all = whole.settings(false).into_iter().filter(move |of| of.bytes == bytes);
+            all.map(|setting| setting.threads).max()
+        };
+        assert_eq!((threads(10), threads(1000)), (Some(1), Some(2)));
+        assert_eq!(whole.short_of_parts(), [(10, 1)]);
     }
 
     #[test]

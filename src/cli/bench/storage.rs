@@ -169,7 +169,7 @@ impl Asked {
             return Err(usage(format!("--part-size {part_size}: under {PART_BYTES_LEAST}")));
         }
         Ok(Asked {
-            plan: Plan { sizes, operations, places, page_caches, threads },
+            plan: Plan { sizes, operations, places, page_caches, threads, part_size },
             file,
             filer,
             dir: parsed.text("dir").map_or_else(std::env::temp_dir, PathBuf::from),
@@ -325,6 +325,9 @@ fn measure(asked: &Asked, is_quiet: bool) -> Result<Found, Error> {
     if plan.page_caches.is_empty() {
         return Err(Error::Failed(format!("bench storage: {}", left_out.join("; "))));
     }
+    left_out.extend(asked.plan.short_of_parts().into_iter().map(|(bytes, parts)| {
+        format!("more threads than {parts} on {bytes} bytes: each works on a part; see --part-size")
+    }));
     if has_filer && is_kept && asked.plan.page_caches.contains(&PageCache::Cold) {
         left_out.push(
             "get and verify cold on the filer: what it has in memory cannot be dropped from here"

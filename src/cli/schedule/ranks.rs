@@ -235,8 +235,8 @@ fn give_up(rank: Rank, error: &str) -> ! {
 }
 
 /// Looks at the machine's load from now on, from a thread of its own: the first look reads of every
-/// process, which takes milliseconds, and the job need not wait for it. None: there is no thread for
-/// it, and the report says nothing of the load.
+/// process, which takes milliseconds, and the job need not wait for it. None: there is no thread
+/// for it, and the report says nothing of the load.
 fn watch_noise(roots: Vec<u32>) -> Option<JoinHandle<NoiseWatch>> {
     let watch = move || {
         let words: Vec<String> = std::env::args().collect();

@@ -17,6 +17,7 @@
 //! proto      sans-IO connection machines: binary and HTTP, both ends  bytes in, events out
 //! net        poller, sockets, slabs, timers                           all file descriptors
 //! wire       frames, fields, HTTP heads, SSE, JSON bodies             bytes <-> values, stateless
+//! machine    what it is, what else runs on it                        read from /proc
 //! metrics    histograms, counters, Prometheus text                    one per core
 //! leaves     limits, clock, prng, log
 //! ```
@@ -36,6 +37,7 @@ pub mod cuda;
 pub mod gateway;
 pub mod limits;
 pub mod log;
+pub mod machine;
 pub mod metrics;
 pub mod net;
 pub mod post;

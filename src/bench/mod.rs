@@ -3,7 +3,6 @@
 pub mod arrival;
 pub mod chart;
 pub mod dataset;
-pub mod environment;
 pub mod experiment;
 pub mod frontier;
 #[cfg(feature = "cuda")]
@@ -14,10 +13,10 @@ pub mod load;
 pub mod outcome;
 pub mod page;
 pub mod plan;
-pub mod processes;
 pub mod record;
 pub mod report;
 pub mod sample;
 pub mod scaling;
 pub mod statistics;
+pub mod storage;
 pub mod workload;

@@ -22,9 +22,9 @@ use base64::engine::general_purpose::STANDARD;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use super::environment::Environment;
 use super::statistics::quantile::{self, Steps};
 use super::statistics::{CONFIDENCE, Interval};
+use crate::machine::environment::Environment;
 use crate::metrics::durations::{Durations, PERCENTILES};
 
 /// The version of the shape. It grows when a reader of the old one would misread the new one; a
@@ -470,7 +470,8 @@ mod tests {
 
     #[test]
     fn what_client_and_schedule_print_is_read() {
-        let client = super::super::report::Report { ok: 5, ..Default::default() };
+        let environment = Environment { cores: 2, ..Environment::default() };
+        let client = super::super::report::Report { ok: 5, environment, ..Default::default() };
         let record = Record::parse(&client.to_json().to_string()).unwrap();
         assert_eq!((record.ok, record.record), (5, 0));
         assert_eq!(record.distribution("ttft_ms"), None);

@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 
 use serde_json::{Value, json};
 
-use crate::metrics::durations::{Durations, HEADING, environment};
+use crate::machine::environment::Environment;
+use crate::metrics::durations::{Durations, HEADING};
 
 /// A run.
 #[derive(Clone, Debug, Default)]
@@ -39,6 +40,8 @@ pub struct Report {
     pub e2e: Durations,
     /// Write to end: the same without the wait for a free connection (open loop).
     pub service: Durations,
+    /// Where it was done.
+    pub environment: Environment,
 }
 
 impl Report {
@@ -94,7 +97,7 @@ impl Report {
             "itl_ms": self.itl.to_json(),
             "e2e_ms": self.e2e.to_json(),
             "service_ms": self.service.to_json(),
-            "environment": environment(&[]),
+            "environment": self.environment,
         })
     }
 

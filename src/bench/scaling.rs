@@ -97,17 +97,33 @@ pub fn steps(runs: &[Run]) -> Vec<Step> {
             counts.sort_unstable();
             counts.dedup();
             let Some(&base) = counts.first() else { continue };
-            let found = counts.iter().map(|&count| step(&line, mode, steals, base, count));
+            // Alone there is nobody to take from: both lines begin with the same runs.
+            let alone = runs.iter().filter(|run| {
+                let is_mode = run.settings.get("mode").and_then(Value::as_str) == Some(mode.name());
+                is_mode && ranks(run) == Some(1) && time(run).is_some()
+            });
+            let alone: Vec<&Run> = alone.collect();
+            let found =
+                counts.iter().map(|&count| step((&line, &alone), mode, steals, base, count));
             steps.extend(found.flatten());
         }
     }
     steps
 }
 
-fn step(line: &[&Run], mode: Mode, steals: bool, base: u64, count: u64) -> Option<Step> {
+fn step(
+    (line, alone): (&[&Run], &[&Run]),
+    mode: Mode,
+    steals: bool,
+    base: u64,
+    count: u64,
+) -> Option<Step> {
     let of = |ranks_of: u64, repeat: u32| {
-        let run = line.iter().find(|run| ranks(run) == Some(ranks_of) && run.repeat == repeat)?;
-        time(run)
+        let runs = if ranks_of == 1 { alone } else { line };
+        let of_block = runs.iter().filter(|run| ranks(run) == Some(ranks_of));
+        let times: Vec<f64> =
+            of_block.filter(|run| run.repeat == repeat).filter_map(|run| time(run)).collect();
+        (!times.is_empty()).then(|| mean(&times))
     };
     let blocks = line.iter().filter(|run| ranks(run) == Some(count)).map(|run| run.repeat);
     let pairs: Vec<(f64, f64)> =
@@ -175,6 +191,25 @@ mod tests {
         let settings = settings.as_object().cloned().unwrap_or_default();
         let record = Record { wall_s, ..Record::default() };
         Run { settings, repeat, record, ..Run::default() }
+    }
+
+    #[test]
+    fn alone_there_is_no_stealing() {
+        let mut runs = Vec::new();
+        for repeat in 0..3 {
+            runs.push(run("strong", "on", 1, repeat, 3.0));
+            runs.push(run("strong", "off", 1, repeat, 5.0));
+            runs.push(run("strong", "on", 2, repeat, 2.0));
+            runs.push(run("strong", "off", 2, repeat, 4.0));
+        }
+        let found: Vec<(bool, u64, f64, f64)> =
+            steps(&runs).iter().map(|s| (s.steals, s.ranks, s.wall_s, s.speedup)).collect();
+        let expected =
+            [(true, 1, 4.0, 1.0), (true, 2, 2.0, 2.0), (false, 1, 4.0, 1.0), (false, 2, 4.0, 1.0)];
+        for (found, expected) in found.iter().zip(expected) {
+            assert_eq!((found.0, found.1), (expected.0, expected.1));
+            assert!((found.2 - expected.2).abs() < 1e-9 && (found.3 - expected.3).abs() < 1e-9);
+        }
     }
 
     #[test]

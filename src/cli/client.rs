@@ -12,6 +12,7 @@ use crate::bench::load;
 use crate::bench::plan::{Plan, Progress, Watcher, Wire};
 use crate::bench::workload::Workload;
 use crate::limits::{CREDIT_MAX, OPEN_REQUESTS_MAX};
+use crate::machine::environment::Environment;
 use crate::net::socket;
 use crate::wire::message::{Infer, Input, PRIORITY_DEFAULT};
 
@@ -94,6 +95,7 @@ pub fn run(parsed: &Parsed) -> Result<(), Error> {
     report.command = std::env::args().skip(1).collect();
     screen.end();
     if parsed.has("json") {
+        report.environment = Environment::of_this_machine(super::FEATURES);
         super::print(&format!("{}\n", report.to_json()))?;
     } else if single {
         // The answer has stdout to itself.

@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 use super::flags::{Flag, Parsed};
 use super::{Error, print};
 use crate::cuda::{Choice, Gpu};
+use crate::machine::environment::Environment;
 
 pub const HELP: &str = "\
 usage: cnse gpu [FLAGS]
@@ -52,7 +53,7 @@ pub fn run(parsed: &Parsed) -> Result<(), Error> {
             "compiled": compiled(),
             "cpu_because": refused,
             "gpus": values,
-            "environment": crate::metrics::durations::environment(super::FEATURES),
+            "environment": Environment::of_this_machine(super::FEATURES),
         });
         print(&format!("{result:#}\n"))?;
     } else {

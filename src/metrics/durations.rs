@@ -200,19 +200,6 @@ fn varint(bytes: &mut &[u8]) -> Option<u64> {
     None
 }
 
-/// The machine, as far as a reader of figures needs it, and what was built in.
-pub fn environment(features: &[&str]) -> Value {
-    let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
-    let cpuinfo = read("/proc/cpuinfo");
-    let cpu = cpuinfo.lines().find_map(|line| line.strip_prefix("model name")?.split(": ").nth(1));
-    json!({
-        "cpu": cpu.unwrap_or("unknown"),
-        "cores": std::thread::available_parallelism().map_or(0, usize::from),
-        "kernel": read("/proc/sys/kernel/osrelease").trim(),
-        "features": features,
-    })
-}
-
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;

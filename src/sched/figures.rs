@@ -4,7 +4,6 @@ use serde_json::{Map, Value, json};
 
 use super::report::{JobReport, RankReport, ratio};
 use super::tally::ServerTally;
-use crate::metrics::durations::environment;
 
 impl JobReport {
     /// The result object.
@@ -31,7 +30,7 @@ impl JobReport {
         };
         let ranks: Vec<Value> = self.ranks.iter().map(rank).collect();
         object.insert("ranks".to_owned(), Value::Array(ranks));
-        object.insert("environment".to_owned(), environment(self.features));
+        object.insert("environment".to_owned(), json!(self.environment));
         Value::Object(object)
     }
 
@@ -201,7 +200,7 @@ mod tests {
             assert!(own || json.get(&name).is_some(), "{name}");
         }
         assert_eq!(json["ranks"][1]["node"], "b");
-        assert_eq!(json["environment"]["features"], json!(["mpi"]));
+        assert_eq!(json["environment"]["cores"], 2);
     }
 
     #[test]

@@ -9,6 +9,7 @@ use std::time::{Duration, SystemTime};
 
 use super::message::Reader;
 use super::tally::{Tally, encode_text, read_text};
+use crate::machine::environment::Environment;
 use crate::metrics::interval_log::IntervalLog;
 
 /// What one rank did, or all of them together.
@@ -182,8 +183,8 @@ pub struct JobReport {
     pub note: Option<String>,
     /// Who counted the tokens.
     pub tokens_source: &'static str,
-    /// What was built in.
-    pub features: &'static [&'static str],
+    /// Where it was done, as the root saw it.
+    pub environment: Environment,
 }
 
 impl JobReport {
@@ -311,7 +312,7 @@ pub(super) mod tests {
             skipped: 10,
             note: None,
             tokens_source: "usage",
-            features: &["mpi"],
+            environment: Environment { cores: 2, ..Environment::default() },
         }
     }
 

@@ -410,3 +410,50 @@ fn live_targets_are_measured_in_turn() {
     assert_eq!(output.status.code(), Some(2));
     assert!(text(&output.stderr).contains("{target} stands nowhere"));
 }
+
+#[test]
+fn several_results_of_each_are_compared_over_runs() {
+    let folder = Folder::new();
+    let schedule = |name: &str, tasks: &str| {
+        let output = run(&["schedule", "--simulate", tasks, "--iters", "20", "--quiet", "--json"]);
+        assert!(output.status.success(), "{}", text(&output.stderr));
+        // It says where it was made, as every result does.
+        let environment = &json(&output)["environment"];
+        for name in ["cpu", "cores", "kernel", "features", "build", "host", "seed", "noise"] {
+            assert!(!environment[name].is_null(), "{name}: {environment}");
+        }
+        let path = folder.path(name);
+        fs::write(&path, &output.stdout).unwrap();
+        path
+    };
+    let of = |side: &str, tasks: &str| -> Vec<String> {
+        (0..3).map(|number| schedule(&format!("{side}-{number}.json"), tasks)).collect()
+    };
+    let (a, b) = (of("a", "fixed:2ms"), of("b", "fixed:8ms"));
+    let (all_a, all_b) = (a.join(","), b.join(","));
+    let limit = ["--figure", "wall_s", "--fail-if", "wall_s > +50%", "--json"];
+    let output = run(&[&["bench", "compare", &all_a, &all_b][..], &limit].concat());
+    assert_eq!(output.status.code(), Some(1), "{}", text(&output.stderr));
+    let found = json(&output);
+    assert_eq!(found["files"]["b"].as_array().unwrap().len(), 3);
+    assert_eq!(found["limits"][0]["verdict"], "passed");
+    let change =
+        found["changes"].as_array().unwrap().iter().find(|change| change["figure"] == "wall_s");
+    let change = change.unwrap();
+    assert_eq!(change["ground"], serde_json::json!({ "runs": [3, 3] }));
+    assert!(change["ci"][0].as_f64().unwrap() > 0.5, "{change}");
+    let notes = found["differences"].to_string();
+    assert!(notes.contains("were not measured in turn") && notes.contains("fixed:8ms"), "{notes}");
+    assert!(!notes.contains("different within"), "{notes}");
+    // Made in turn, and not all alike: that is said too.
+    let mixed = format!("{},{}", a[0], b[2]);
+    let output = run(&["bench", "compare", &mixed, &a[1]]);
+    let said = text(&output.stdout);
+    assert_eq!(output.status.code(), Some(0), "{said}");
+    assert!(said.contains("different within A: ") && said.contains("it takes three of each"));
+    assert!(!said.contains("in turn") && said.contains("no interval"), "{said}");
+    let missing = format!("{all_a},/nonexistent/a.json");
+    let output = run(&["bench", "compare", &missing, &all_b]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(text(&output.stderr).contains("reading \"/nonexistent/a.json\""));
+}

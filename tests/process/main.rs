@@ -4,6 +4,7 @@ mod batch_executor;
 mod bench_experiments;
 mod bench_load;
 mod bench_report;
+mod bench_storage;
 mod cli;
 mod common;
 mod gpu;

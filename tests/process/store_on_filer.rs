@@ -90,7 +90,7 @@ impl Drop for Home {
 }
 
 /// What curl would print: status and body.
-fn ask(url: &str) -> (u16, Vec<u8>) {
+pub fn ask(url: &str) -> (u16, Vec<u8>) {
     let (host, path) = url.trim_start_matches("http://").split_once('/').unwrap();
     let mut stream = TcpStream::connect(host).unwrap();
     let head = format!("GET /{path} HTTP/1.0\r\nHost: {host}\r\nAccept: application/json\r\n\r\n");

@@ -17,9 +17,10 @@ use crate::metrics::durations::PERCENTILES;
 use crate::prng::Prng;
 
 /// What is compared unless other figures are named.
-pub const FIGURES: [&str; 16] = [
+pub const FIGURES: [&str; 17] = [
     "tokens_per_s",
     "requests_per_s",
+    "mb_per_s",
     "queue_ms_p50",
     "queue_ms_p99",
     "ttft_ms_p50",
@@ -151,6 +152,49 @@ pub fn records(a: &Record, b: &Record, figures: &[&str], alpha: f64, seed: u64) 
         }
     }
     changes
+}
+
+/// All changes from some results to others of the same kind.
+pub fn results(
+    a: &[&Record],
+    b: &[&Record],
+    figures: &[&str],
+    alpha: f64,
+    seed: u64,
+) -> Vec<Change> {
+    match (a, b) {
+        ([a], [b]) => records(a, b, figures, alpha, seed),
+        _ => records(&pooled(a), &pooled(b), figures, alpha, seed),
+    }
+}
+
+/// Several results as one: those that are one run each are its runs, of experiments all runs are.
+fn pooled(records: &[&Record]) -> Record {
+    let mut whole = Record::default();
+    for (number, record) in (0..).zip(records) {
+        let own = Run { repeat: number, record: (*record).clone(), ..Run::default() };
+        let runs = if record.runs.is_empty() { vec![own] } else { record.runs.clone() };
+        whole.runs.extend(runs);
+    }
+    whole
+}
+
+/// Says so if all results of one side were made before all of the other: what drifted meanwhile
+/// then looks like an effect. Of single ones that is so always, and goes without saying.
+pub fn not_in_turn(a: &[&Record], b: &[&Record]) -> Option<String> {
+    let ends = |records: &[&Record]| -> Option<(String, String)> {
+        let times = records.iter().map(|record| record.started_at.clone());
+        let times: Vec<String> = times.filter(|time| !time.is_empty()).collect();
+        Some((times.iter().min()?.clone(), times.iter().max()?.clone()))
+    };
+    // RFC 3339 in UTC: later is larger.
+    let ((a_first, a_last), (b_first, b_last)) = (ends(a)?, ends(b)?);
+    let is_apart = a_last < b_first || b_last < a_first;
+    (a.len().max(b.len()) > 1 && is_apart).then(|| {
+        "A and B were not measured in turn: what changed on the machine between them is in the \
+         change too; make them alternately, or use bench compare URL URL"
+            .to_owned()
+    })
 }
 
 /// All changes between the runs of two settings of one interleaved experiment.
@@ -367,6 +411,31 @@ mod tests {
         assert_eq!(change.ground, Ground::Pairs(30));
         assert!(change.interval.unwrap().contains(0.1), "{change:?}");
         assert!(changes[0].to_text().contains("-2") && changes[0].to_json()["ci"].is_array());
+    }
+
+    #[test]
+    fn single_results_become_runs() {
+        let record = |started_at: &str, level: f64| {
+            let mut record = single(level);
+            record.started_at = started_at.to_owned();
+            record
+        };
+        let a = [("1", 50.0), ("3", 51.0), ("5", 49.0)].map(|(at, level)| record(at, level));
+        let b = [("2", 60.0), ("4", 61.0), ("6", 59.0)].map(|(at, level)| record(at, level));
+        let (a, b): (Vec<&Record>, Vec<&Record>) = (a.iter().collect(), b.iter().collect());
+        let changes = results(&a, &b, &["ttft_ms_p50"], 0.05, 1);
+        assert_eq!((changes.len(), changes[0].ground), (1, Ground::Runs(3, 3)));
+        assert!(changes[0].interval.unwrap().contains(0.2), "{changes:?}");
+        assert_eq!(not_in_turn(&a, &b), None);
+        assert!(not_in_turn(&a[..2], &b[2..]).is_some() && not_in_turn(&a[..1], &b[..1]).is_none());
+        // Of one each there is what chance there is within it; one against three is two numbers.
+        let of = |a: &[&Record], b: &[&Record]| {
+            results(a, b, &["ttft_ms_p50"], 0.05, 1).pop().map(|change| change.ground)
+        };
+        assert_eq!(of(&a[..1], &b[..1]), Some(Ground::Samples));
+        assert_eq!(of(&a, &b[..1]), Some(Ground::Nothing));
+        let experiment = Record { runs: several(1.0, "x=1", 2), ..Record::default() };
+        assert_eq!(pooled(&[&experiment, &experiment]).runs.len(), 4);
     }
 
     #[test]

@@ -17,7 +17,7 @@ use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::{Pid, read};
 
-use crate::bench::processes;
+use crate::machine::processes;
 
 /// What a process has to end by itself; llama-server takes under a second to free a GPU.
 const GRACE: Duration = Duration::from_secs(10);

@@ -17,7 +17,7 @@ const FIGURES: [&str; 16] = [
     "requests_per_s",
     "tokens_per_s",
     "goodput_requests_per_s",
-    "mib_per_s",
+    "mb_per_s",
     "ttft_ms_p50",
     "ttft_ms_p99",
     "itl_ms_p50",
@@ -75,15 +75,15 @@ pub fn write(document: &mut Document, record: &Record) {
     let is_scaling = names.iter().any(|name| name == "ranks")
         && record.command.get(1).is_some_and(|what| what == "scaling");
     if is_scaling {
-        super::scaling::write(document, &record.runs);
-    } else {
-        charts(document, &cells, &names);
+        super::scaling::write(document, record, &cells);
+        return;
     }
+    charts(document, &cells, &names);
     table(document, &cells, &names);
 }
 
 fn charts(document: &mut Document, cells: &[Cell<'_>], names: &[String]) {
-    let throughput = ["tokens_per_s", "requests_per_s", "mib_per_s"];
+    let throughput = ["tokens_per_s", "requests_per_s", "mb_per_s"];
     let latency = ["e2e_ms_p99", "ttft_ms_p99", "e2e_ms_p50", "ttft_ms_p50"];
     let found = |of: &[&'static str]| {
         of.iter().copied().find(|name| cells.iter().any(|cell| estimate(cell, name).is_some()))
@@ -237,7 +237,9 @@ pub fn estimate(cell: &Cell<'_>, name: &str) -> Option<Estimate> {
     }
     let pairs: Vec<(f64, f64)> = values.iter().map(|value| (*value, 0.0)).collect();
     let over_runs = effect::paired(&pairs, 1.0 - CONFIDENCE);
-    let interval = over_runs.map(|effect| (effect.interval.low, effect.interval.high));
+    // None of these figures can be under 0, whatever Student's t makes of three runs.
+    let least = if values.iter().all(|value| *value >= 0.0) { 0.0 } else { f64::NEG_INFINITY };
+    let interval = over_runs.map(|effect| (effect.interval.low.max(least), effect.interval.high));
     let within = || {
         let [run] = cell.runs[..] else { return None };
         let (figure, tail) = name.rsplit_once('_')?;

@@ -12,6 +12,7 @@
 mod curves;
 pub mod document;
 mod experiment;
+mod gateway;
 pub mod html;
 mod judged;
 pub mod markdown;
@@ -19,6 +20,7 @@ mod notices;
 mod scaling;
 mod several;
 mod single;
+mod storage;
 mod terms;
 
 use std::collections::BTreeSet;

@@ -83,7 +83,7 @@ fn figures(document: &mut Document, sources: &[Source]) {
         "tokens_per_s",
         "goodput_requests_per_s",
         "efficiency",
-        "mib_per_s",
+        "mb_per_s",
     ];
     let shown = names
         .iter()

@@ -3,7 +3,9 @@
 use serde_json::Value;
 
 use super::document::{Block, Document, Fact, Table};
-use super::{Source, curves, experiment, judged, notices, percentile_table, terms};
+use super::{
+    Source, curves, experiment, gateway, judged, notices, percentile_table, storage, terms,
+};
 use crate::bench::chart::shapes::{self, Latencies};
 use crate::bench::chart::text::{figure, grouped, measured};
 use crate::bench::record::{Distribution, Record, Series};
@@ -52,7 +54,11 @@ pub fn write(document: &mut Document, source: &Source) {
         document.blocks.push(Block::Facts(facts));
     }
     judged::write(document, record);
-    if !record.runs.is_empty() {
+    if gateway::has_costs(record) {
+        gateway::write(document, record);
+    } else if storage::is_one(record) {
+        storage::write(document, record);
+    } else if !record.runs.is_empty() {
         experiment::write(document, record);
     }
     latencies(document, record);
@@ -76,6 +82,9 @@ fn what_was_done(record: &Record) -> String {
         }
         ["bench", "storage", ..] => {
             "How fast models are hashed, stored, fetched and checked.".to_owned()
+        }
+        ["bench", "gateway", ..] if !gateway::has_costs(record) => {
+            "How many requests the binary protocol carries, at different depths.".to_owned()
         }
         ["bench", "gateway", ..] => {
             "What the gateway itself costs: the same requests with it and without it.".to_owned()

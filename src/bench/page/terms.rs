@@ -132,7 +132,7 @@ pub const FIGURES: &[Figure] = &[
         "The shortest time in which the work could have been done over the time that it took; 1 is \
          the best.",
     ),
-    more("mib_per_s", "throughput", "MiB/s", "Bytes that were worked through for each second."),
+    more("mb_per_s", "throughput", "MB/s", "Bytes that were worked through for each second."),
 ];
 
 /// By its name.

@@ -4,8 +4,8 @@ use serde_json::{Map, Value, json};
 
 use super::*;
 use crate::bench::chart::svg::tests::check;
-use crate::bench::environment::{Environment, Noise};
 use crate::bench::record::{Outlier, Run, Series};
+use crate::machine::environment::{Environment, Noise};
 use crate::metrics::durations::Durations;
 
 fn distribution(count: u64, scale: u64) -> Distribution {
@@ -271,4 +271,80 @@ fn an_empty_result_is_still_a_report() {
 fn words_are_quoted_where_a_shell_needs_it() {
     let words = ["--prompt", "What is AI?", "", "it's", "a=b"].map(str::to_owned);
     assert_eq!(quoted(&words), "--prompt 'What is AI?' '' 'it'\\''s' a=b");
+}
+
+#[test]
+fn a_gateways_cost_is_told_by_pairs() {
+    let run = |way: &str, repeat: u32, ms: f64| {
+        let mut record = Record { ok: 10, ..Record::default() };
+        record.set("ttft_ms", json!({ "p50": ms }));
+        let settings = Map::from_iter([("way".to_owned(), json!(way))]);
+        Run { settings, repeat, record, ..Run::default() }
+    };
+    let command = ["bench", "gateway", "--server", "http://h:1"].map(str::to_owned).to_vec();
+    let mut record = Record::new(command, "2026-11-24T18:00:00.000Z".to_owned());
+    for repeat in 0..4 {
+        let drift = 10.0 + f64::from(repeat);
+        record.runs.push(run("direct", repeat, drift));
+        record.runs.push(run("gateway", repeat, drift + 0.25));
+    }
+    let cost = |low: f64| json!({ "direct": 11.5, "gateway": 11.75, "cost": 0.25, "ci": [low, 0.4], "rounds": 4 });
+    record.set("gateway_cost_ttft_ms_p50", cost(0.1));
+    record.set("gateway_cost_tokens_per_s", cost(-1.0));
+    let document = report(&[source("pairs", record.clone())], None);
+    let text = words(&document);
+    let names: Vec<&str> = document.charts().map(|chart| chart.name.as_str()).collect();
+    let expected = ["cost-of-the-gateway", "ttft-ms-p50-pairs", "ttft-ms-p50-differences"];
+    assert_eq!(names, expected);
+    for part in ["comes +0.250 ms later", "+0.100 to +0.400", "through the gateway", "4 pairs"] {
+        assert!(text.contains(part), "{part}");
+    }
+    record.set("gateway_cost_ttft_ms_p50", cost(-0.1));
+    let text = words(&report(&[source("pairs", record.clone())], None));
+    assert!(text.contains("cannot be told from chance"));
+    // Without pairs it is a count of requests.
+    record.figures.clear();
+    let text = words(&report(&[source("raw", record)], None));
+    assert!(text.contains("How many requests the binary protocol carries"));
+}
+
+#[test]
+fn storage_is_held_against_what_binds_it() {
+    let mut record = Record::new(
+        ["bench", "storage"].map(str::to_owned).to_vec(),
+        "2026-11-24T18:00:00.000Z".to_owned(),
+    );
+    record.environment = Some(Environment { cores: 2, ..Environment::default() });
+    record.set("storage", json!([]));
+    record.set("left_out", json!(["cold: all of it stays in memory"]));
+    for repeat in 0..7 {
+        for (operation, place, rate) in [
+            ("sha256", None, 1_000.0),
+            ("read", None, 4_000.0),
+            ("hash", None, 900.0),
+            ("get", Some("directory"), 450.0),
+        ] {
+            let page_cache = (operation != "sha256").then_some("warm");
+            let settings = json!({ "operation": operation, "place": place, "threads": 1,
+                                   "page_cache": page_cache, "bytes": 2_000_000 });
+            let mut brought = Record { ok: 1, wall_s: 2.0 / rate, ..Record::default() };
+            brought.set("mb_per_s", rate + f64::from(repeat));
+            brought.set("cpu_s", 0.001);
+            brought.set("linked", operation == "get");
+            let settings = settings.as_object().cloned().unwrap_or_default();
+            record.runs.push(Run { settings, repeat, record: brought, ..Run::default() });
+        }
+    }
+    let document = report(&[source("disk", record)], None);
+    let text = words(&document);
+    assert_eq!(document.charts().count(), 1);
+    for part in [
+        "A file of 2 MB",
+        "get from a directory, warm (linked)",
+        "SHA-256 on one core",
+        "Not measured: cold: all of it stays in memory.",
+        "gives it a second name",
+    ] {
+        assert!(text.contains(part), "{part}");
+    }
 }

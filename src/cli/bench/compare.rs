@@ -5,7 +5,6 @@ use std::path::Path;
 use serde_json::{Value, json};
 
 use super::runner::{self, Runner};
-use crate::bench::environment::Environment;
 use crate::bench::experiment::compare::{self, Change, FIGURES, Ground, Limit, Passed};
 use crate::bench::experiment::order;
 use crate::bench::experiment::space::Settings;
@@ -13,26 +12,33 @@ use crate::bench::page::quoted;
 use crate::bench::record::Record;
 use crate::cli::Error;
 use crate::cli::flags::{Flag, Parsed};
+use crate::machine::environment::Environment;
 
 pub const HELP: &str = "\
-usage: cnse bench compare A.json B.json [FLAGS]
+usage: cnse bench compare A.json[,A.json…] B.json[,B.json…] [FLAGS]
        cnse bench compare URL URL [--repeat N] [FLAGS] -- COMMAND with {target}
 
 Says how B differs from A, and how surely. Of two saved results also what differs in their
-environments. Two live targets are measured in turn, in random and mirrored order, so that what
-drifts meanwhile falls on both alike.
+environments. A and B may each be several results of one command, with commas between them: the
+change is then that of their means over the runs, with an interval that holds for how runs differ
+(it takes three of each). Two live targets are measured in turn, in random and mirrored order, so
+that what drifts meanwhile falls on both alike.
 
 --fail-if makes it a check: exit code 1 if the change surely is past the limit. Where the interval
 holds the limit nothing is sure, and only --strict fails.
 
 examples:
   cnse bench compare monday.json tuesday.json --fail-if \"ttft_ms_p99 > +5%\"
+  cnse bench compare mon-1.json,mon-2.json,mon-3.json tue-1.json,tue-2.json,tue-3.json
   cnse bench compare http://127.0.0.1:8090 http://127.0.0.1:5050 --repeat 10 \\
     -- client --server {target} --prompt Hi --iters 200 --concurrency 4
 ";
 
 pub const FLAGS: &[Flag] = &[
-    Flag::words("A B [-- COMMAND]", "two results that --json printed, or two targets"),
+    Flag::words(
+        "A B [-- COMMAND]",
+        "two results that --json printed or lists of them, or two targets",
+    ),
     Flag::list("figure", "NAME", "what is compared besides the usual, such as steals_won"),
     Flag::list("fail-if", "LIMIT", "\"FIGURE > +5%\" or \"FIGURE < -5%\""),
     Flag::switch("strict", "--fail-if: fail also where it is not sure"),
@@ -109,47 +115,113 @@ pub fn run(parsed: &Parsed) -> Result<(), Error> {
 /// A result, its changes, and sentences about it.
 type Found = (Record, Vec<Change>, Vec<String>);
 
+/// Results of one side; a file's name may hold a comma.
+fn side(text: &str) -> Result<Vec<(String, Record)>, Error> {
+    let paths =
+        if Path::new(text).is_file() { vec![text] } else { text.split(',').collect::<Vec<_>>() };
+    if paths.len() > FILES_MAX {
+        let message = format!("{} results on one side: {FILES_MAX} at most", paths.len());
+        return Err(Error::Usage(message));
+    }
+    let read = |path: &&str| {
+        let record = Record::read(Path::new(path)).map_err(Error::Failed)?;
+        Ok(((*path).to_owned(), record))
+    };
+    paths.iter().map(read).collect()
+}
+
+/// Of one side; each is in memory, with its histograms.
+const FILES_MAX: usize = 1_000;
+
 fn files(paths: [&str; 2], figures: &[&str], (alpha, seed): (f64, u64)) -> Result<Found, Error> {
-    let read = |path: &str| Record::read(Path::new(path)).map_err(Error::Failed);
-    let (a, b) = (read(paths[0])?, read(paths[1])?);
-    let changes = compare::records(&a, &b, figures, alpha, seed);
+    let (a, b) = (side(paths[0])?, side(paths[1])?);
+    let names = |side: &[(String, Record)]| {
+        side.iter().map(|(name, _)| name.clone()).collect::<Vec<String>>()
+    };
+    let (of_a, of_b): (Vec<&Record>, Vec<&Record>) = (
+        a.iter().map(|(_, record)| record).collect(),
+        b.iter().map(|(_, record)| record).collect(),
+    );
+    let changes = compare::results(&of_a, &of_b, figures, alpha, seed);
     let mut notes = differences(&a, &b);
     if changes.iter().any(|change| change.ground == Ground::Samples) {
         notes.push(
             "one run of each: the intervals tell of chance within a run, not of how runs differ \
-             from each other; bench sweep --repeat does"
+             from each other; give several of each, or use bench sweep --repeat"
                 .to_owned(),
         );
     }
+    if a.len().max(b.len()) > 1 && a.len().min(b.len()) < 3 {
+        notes.push(format!(
+            "{} and {} results: it takes three of each for an interval over runs",
+            a.len(),
+            b.len()
+        ));
+    }
+    notes.extend(compare::not_in_turn(&of_a, &of_b));
     let command = std::env::args().skip(1).collect();
     let mut record = Record::new(command, crate::log::utc(std::time::SystemTime::now()));
+    record.set("files", json!({ "a": names(&a), "b": names(&b) }));
     record.set("differences", notes.clone());
     Ok((record, changes, notes))
 }
 
-/// What is not the same about two results, besides their figures.
-fn differences(a: &Record, b: &Record) -> Vec<String> {
+/// What is not the same about the results, besides their figures: of the first of each side, and
+/// within each side.
+fn differences(a: &[(String, Record)], b: &[(String, Record)]) -> Vec<String> {
+    let mut found = differ(&a[0].1, &b[0].1, "different: ");
+    for (name, side) in [("A", a), ("B", b)] {
+        let (first, one) = (&side[0], side.len() == 1);
+        for (path, record) in &side[1..] {
+            let head = format!("different within {name}: {} / {path}: ", first.0);
+            found.extend(differ(&first.1, record, &head));
+        }
+        for (path, record) in side {
+            let of = if one { name.to_owned() } else { format!("{name}: {path}") };
+            let environment = record.environment.as_ref();
+            let noise = environment.and_then(|environment| environment.noise.as_ref());
+            let warning = noise.and_then(|noise| noise.warning());
+            found.extend(warning.map(|warning| format!("doubtful: {of}: {warning}")));
+            if record.errors > 0 {
+                found.push(format!("doubtful: {of}: {} errors", record.errors));
+            }
+        }
+    }
+    found
+}
+
+fn differ(a: &Record, b: &Record, head: &str) -> Vec<String> {
     let mut found = Vec::new();
     if a.cnse != b.cnse {
-        found.push(format!("different: cnse: {} / {}", a.cnse, b.cnse));
+        found.push(format!("{head}cnse: {} / {}", a.cnse, b.cnse));
     }
-    if a.command != b.command {
-        let (a, b) = (quoted(&a.command), quoted(&b.command));
-        found.push(format!("different: command: {a} / {b}"));
+    let (of_a, of_b) = (without_files(&a.command), without_files(&b.command));
+    if of_a != of_b {
+        found.push(format!("{head}command: {} / {}", quoted(&of_a), quoted(&of_b)));
     }
     let empty = Environment::default();
     let environment = |record: &'_ Record| record.environment.clone().unwrap_or(empty.clone());
     let differences = environment(a).differences(&environment(b));
-    found.extend(differences.into_iter().map(|difference| format!("different: {difference}")));
-    for (name, record) in [("A", a), ("B", b)] {
-        let noise = record.environment.as_ref().and_then(|environment| environment.noise.as_ref());
-        let warning = noise.and_then(|noise| noise.warning());
-        found.extend(warning.map(|warning| format!("doubtful: {name}: {warning}")));
-        if record.errors > 0 {
-            found.push(format!("doubtful: {name}: {} errors", record.errors));
+    found.extend(differences.into_iter().map(|difference| format!("{head}{difference}")));
+    found
+}
+
+/// A command without where its result goes, which changes nothing about it.
+fn without_files(command: &[String]) -> Vec<String> {
+    let (mut words, mut rest) = (Vec::new(), command.iter());
+    while let Some(word) = rest.next() {
+        let name = word.strip_prefix("--").map(|word| word.split('=').next().unwrap_or(word));
+        match name {
+            Some("json" | "quiet") => {}
+            Some("output" | "csv" | "journal") => {
+                if !word.contains('=') {
+                    rest.next();
+                }
+            }
+            _ => words.push(word.clone()),
         }
     }
-    found
+    words
 }
 
 fn targets(

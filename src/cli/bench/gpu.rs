@@ -48,10 +48,10 @@ fn measure(_: &Parsed, gpu: &crate::cuda::Gpu) -> Result<(), Error> {
 fn measure(parsed: &Parsed, gpu: &std::sync::Arc<crate::cuda::Gpu>) -> Result<(), Error> {
     use std::time::{Instant, SystemTime};
 
-    use crate::bench::environment::Environment;
     use crate::bench::gpu::{figures, kernels, transfers};
     use crate::bench::record::Record;
     use crate::cli::{FEATURES, print};
+    use crate::machine::environment::Environment;
 
     let failed = |error: crate::cuda::Error| Error::Failed(format!("bench gpu: {error}"));
     let seed = parsed.number("seed", 0, u64::MAX).map_err(Error::Usage)?.unwrap_or(1);

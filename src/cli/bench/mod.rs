@@ -10,6 +10,8 @@ mod report;
 mod rerun;
 mod runner;
 mod scaling;
+mod scratch;
+mod storage;
 mod sweep;
 mod throughput;
 
@@ -28,6 +30,7 @@ examples:
   cnse bench report monday.json --html monday.html
   cnse bench compare monday.json tuesday.json --fail-if \"ttft_ms_p99 > +5%\"
   cnse bench rerun monday.json
+  cnse bench storage --file model.gguf --filer http://127.0.0.1:8888 --iters 10
   cnse bench gpu
 ";
 
@@ -45,6 +48,13 @@ pub const COMMANDS: &[Command] = &[
         help: throughput::HELP,
         flags: throughput::FLAGS,
         run: Run::With(throughput::run),
+    },
+    Command {
+        name: "storage",
+        summary: "hash, put, get and verify, cold and warm, as a share of the machine's limits",
+        help: storage::HELP,
+        flags: storage::FLAGS,
+        run: Run::With(storage::run),
     },
     Command {
         name: "gateway",

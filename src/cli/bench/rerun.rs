@@ -4,11 +4,11 @@ use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::Command;
 
-use crate::bench::environment::Environment;
 use crate::bench::page::quoted;
 use crate::bench::record::Record;
 use crate::cli::flags::{Flag, Parsed};
 use crate::cli::{Error, FEATURES};
+use crate::machine::environment::Environment;
 
 pub const HELP: &str = "\
 usage: cnse bench rerun FILE [--dry-run] [-- FLAGS]
@@ -71,6 +71,10 @@ fn again(command: &[String], added: &[&str]) -> Vec<String> {
     let has_value = |at: usize| added.get(at + 1).is_some_and(|next| !next.starts_with("--"));
     let of_added = |(at, word): (usize, &&str)| Some((name(word)?, has_value(at)));
     let replaced: Vec<(String, bool)> = added.iter().enumerate().filter_map(of_added).collect();
+    // `scaling` and `storage` have no command of their own behind a dash.
+    let makes_runs = is_experiment
+        || command.iter().take(2).eq(["bench", "scaling"])
+        || command.iter().take(2).eq(["bench", "storage"]);
     let of_files = ["output", "csv", "journal"];
     let mut words = Vec::new();
     let (own, child) = match command.iter().position(|word| word == "--") {
@@ -81,7 +85,7 @@ fn again(command: &[String], added: &[&str]) -> Vec<String> {
     while let Some(word) = rest.next() {
         let named = name(word);
         let like = replaced.iter().find(|(other, _)| named.as_ref() == Some(other));
-        let of_file = is_experiment && named.is_some_and(|n| of_files.contains(&n.as_str()));
+        let of_file = makes_runs && named.is_some_and(|n| of_files.contains(&n.as_str()));
         match like.map(|(_, has_value)| *has_value).or(of_file.then_some(true)) {
             None => words.push(word.clone()),
             Some(true) if !word.contains('=') => drop(rest.next()),
@@ -115,6 +119,7 @@ mod tests {
         let split = |text: &str| text.split(' ').map(str::to_owned).collect::<Vec<_>>();
         for (command, added, expected) in [
             ("client --iters 5 --json", "", "client --iters 5 --json"),
+            ("bench storage --output a.json --iters 2", "", "bench storage --iters 2 --json"),
             ("client --iters 5 --seed=3", "--seed 4", "client --iters 5 --seed 4 --json"),
             (
                 "bench sweep --output a.json --csv=b --json --vary x=1 -- client --output {x}",

@@ -7,7 +7,6 @@ use std::time::{Duration, SystemTime};
 
 use serde_json::{Value, json};
 
-use crate::bench::environment::{Environment, NoiseWatch, file_sha256};
 use crate::bench::experiment::child::{Fault, Guarded, Host, free_port, how_it_ended};
 use crate::bench::experiment::journal::Journal;
 use crate::bench::experiment::space::{Settings, describe};
@@ -15,6 +14,8 @@ use crate::bench::experiment::template;
 use crate::bench::record::{Record, Run};
 use crate::cli::flags::{Flag, Parsed};
 use crate::cli::{Error, FEATURES};
+use crate::machine::environment::{Environment, NoiseWatch, file_sha256};
+use crate::machine::processes::local_ports;
 
 /// Flags of all commands that make runs.
 pub const START: Flag = Flag::new(
@@ -268,17 +269,6 @@ fn filled(words: &[String], places: &Settings) -> Vec<String> {
     words.iter().map(|word| template::fill(word, places)).collect()
 }
 
-/// Ports of servers on this machine that a command names: what they take is no noise.
-fn local_ports(words: &[String]) -> Vec<u16> {
-    let of_word = |word: &String| -> Vec<u16> {
-        let hosts = ["127.0.0.1:", "localhost:", "[::1]:"];
-        let places = hosts.iter().flat_map(|host| word.split(host).skip(1));
-        let digits = places.map(|rest| rest.split(|c: char| !c.is_ascii_digit()).next());
-        digits.filter_map(|digits| digits?.parse().ok()).collect()
-    };
-    words.iter().flat_map(of_word).collect()
-}
-
 /// What is told of a run while it goes on.
 fn short(record: &Record) -> String {
     let names =
@@ -311,12 +301,5 @@ mod tests {
         let words = words.map(str::to_owned);
         let files: Vec<&str> = model_files(&words).collect();
         assert_eq!(files, ["a.gguf", "c.gguf", "b.gguf"]);
-    }
-
-    #[test]
-    fn ports_of_this_machine() {
-        let words = ["--server", "http://127.0.0.1:8090,cnse://localhost:5050/x", "10.0.0.1:7"];
-        assert_eq!(local_ports(&words.map(str::to_owned)), [8_090, 5_050]);
-        assert!(local_ports(&["127.0.0.1:{port}".to_owned()]).is_empty());
     }
 }

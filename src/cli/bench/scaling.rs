@@ -105,7 +105,12 @@ pub fn run(parsed: &Parsed) -> Result<(), Error> {
         let noise = record.environment.as_ref().and_then(|found| found.noise.as_ref());
         let warning = noise.and_then(|noise| noise.warning());
         let warning = warning.map_or(String::new(), |warning| format!("doubtful: {warning}\n"));
-        crate::cli::print(&format!("{}{warning}", scaling::text(&steps)))?;
+        let shared = if parsed.has("server") {
+            "all ranks ask the same servers: where those are busy, more ranks make nothing faster\n"
+        } else {
+            ""
+        };
+        crate::cli::print(&format!("{}{shared}{warning}", scaling::text(&steps)))?;
     }
     if record.errors > 0 { Err(Error::Reported) } else { Ok(()) }
 }

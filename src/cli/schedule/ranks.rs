@@ -2,6 +2,7 @@
 
 use std::process::ExitCode;
 use std::sync::mpsc::{Receiver, Sender, channel};
+use std::thread::JoinHandle;
 #[cfg(feature = "mpi")]
 use std::time::Duration;
 use std::time::{Instant as Moment, SystemTime};
@@ -13,6 +14,8 @@ use super::Common;
 use super::watch::{Outputs, Watch};
 use crate::cli::Error;
 use crate::clock::Instant;
+use crate::machine::environment::{Environment, NoiseWatch};
+use crate::machine::processes::local_ports;
 use crate::net::{Waker, socket};
 use crate::sched::collect::{Fault, Staged};
 use crate::sched::driver::{self, DriverConfig, Ended, Hooks, Notice};
@@ -153,9 +156,12 @@ fn processes<J: Job>(
     let mut fabric = MpiFabric::open(launched).map_err(Error::Failed)?;
     let began = (Moment::now(), SystemTime::now());
     let rank = fabric.rank();
+    // The other ranks of this node came of the same launcher.
+    let of_launcher = nix::unistd::getppid().as_raw().unsigned_abs();
+    let noise = (rank == Rank(0)).then(|| watch_noise(vec![of_launcher])).flatten();
     match one(job, &mut fabric, host(), Some(signals), outputs) {
         Ok(rest) => {
-            let result = finish(job, rest, outputs, began);
+            let result = finish(job, rest, outputs, (began, noise));
             while !fabric.close() {
                 std::thread::sleep(Duration::from_millis(1));
             }
@@ -198,6 +204,7 @@ fn threads<J: Job>(job: &J, outputs: &Outputs, signals: SignalFd) -> Result<(), 
         fabrics.map_err(|error| Error::Failed(format!("making {size} ranks: {error}")))?;
     let others = fabrics.split_off(1);
     let began = (Moment::now(), SystemTime::now());
+    let noise = watch_noise(Vec::new());
     std::thread::scope(|scope| {
         for (rank, mut fabric) in (1..).zip(others) {
             let body = move || match one(job, &mut fabric, host(), None, outputs) {
@@ -211,7 +218,7 @@ fn threads<J: Job>(job: &J, outputs: &Outputs, signals: SignalFd) -> Result<(), 
             })?;
         }
         match one(job, &mut fabrics[0], host(), Some(signals), outputs) {
-            Ok(rest) => finish(job, rest, outputs, began),
+            Ok(rest) => finish(job, rest, outputs, (began, noise)),
             Err(Fault::Everywhere(error)) => Err(Error::Failed(error)),
             Err(Fault::Here(error)) => give_up(Rank(0), &error),
         }
@@ -225,6 +232,17 @@ fn give_up(rank: Rank, error: &str) -> ! {
         rank => eprintln!("cnse: error: rank {rank}: {error}"),
     }
     std::process::exit(1)
+}
+
+/// Looks at the machine's load from now on, from a thread of its own: the first look reads of every
+/// process, which takes milliseconds, and the job need not wait for it. None: there is no thread
+/// for it, and the report says nothing of the load.
+fn watch_noise(roots: Vec<u32>) -> Option<JoinHandle<NoiseWatch>> {
+    let watch = move || {
+        let words: Vec<String> = std::env::args().collect();
+        NoiseWatch::among(&local_ports(&words), &roots)
+    };
+    std::thread::Builder::new().name("noise".to_owned()).spawn(watch).ok()
 }
 
 fn host() -> String {
@@ -350,7 +368,7 @@ fn finish<J: Job>(
     job: &J,
     rest: Rest<J::Held>,
     outputs: &Outputs,
-    began: (Moment, SystemTime),
+    (began, noise): ((Moment, SystemTime), Option<JoinHandle<NoiseWatch>>),
 ) -> Result<(), Error> {
     let Rest { ended, watch, held } = rest;
     let wall = began.0.elapsed();
@@ -376,7 +394,11 @@ fn finish<J: Job>(
         note: note(&ended, job.advice()),
         ranks: ended.reports,
         tokens_source: "server",
-        features: crate::cli::FEATURES,
+        environment: Environment {
+            seed: Some(job.common().seed),
+            noise: noise.and_then(|noise| noise.join().ok()?.stop()),
+            ..Environment::of_this_machine(crate::cli::FEATURES)
+        },
     };
     outputs.report(&report)?;
     match (merged, ended.over) {

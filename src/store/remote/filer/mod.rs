@@ -139,6 +139,15 @@ impl<'f> Filer<'f> {
         Ok(Filer { files, http, wanted: settings.way, volumes, tus })
     }
 
+    /// Removes the whole folder of its URL: for one that was made to be thrown away. That it is not
+    /// there is fine.
+    ///
+    /// # Errors
+    /// The filer does not answer, or refuses.
+    pub fn remove_folder(&self) -> Result<(), Error> {
+        self.http.remove(&self.http.address().root, tree::Bytes::Free)
+    }
+
     /// From the filer's root on.
     fn path(&self, relative: &str) -> String {
         format!("{}/{relative}", self.http.address().root)

@@ -79,6 +79,17 @@ pub fn listeners(ports: &[u16]) -> Vec<u32> {
     pids().filter(holds).collect()
 }
 
+/// Ports of servers on this machine that a command names: what they take is no noise.
+pub fn local_ports(words: &[String]) -> Vec<u16> {
+    let of_word = |word: &String| -> Vec<u16> {
+        let hosts = ["127.0.0.1:", "localhost:", "[::1]:"];
+        let places = hosts.iter().flat_map(|host| word.split(host).skip(1));
+        let digits = places.map(|rest| rest.split(|c: char| !c.is_ascii_digit()).next());
+        digits.filter_map(|digits| digits?.parse().ok()).collect()
+    };
+    words.iter().flat_map(of_word).collect()
+}
+
 /// Inodes of listening sockets (state 0A) on these ports, from `/proc/net/tcp`.
 fn listening(table: &str, ports: &[u16]) -> Vec<u64> {
     let of_line = |line: &str| {
@@ -124,5 +135,12 @@ mod tests {
         let port = socket.local_addr().unwrap().port();
         assert_eq!(listeners(&[port]), [std::process::id()]);
         assert!(listeners(&[]).is_empty());
+    }
+
+    #[test]
+    fn ports_of_this_machine() {
+        let words = ["--server", "http://127.0.0.1:8090,cnse://localhost:5050/x", "10.0.0.1:7"];
+        assert_eq!(local_ports(&words.map(str::to_owned)), [8_090, 5_050]);
+        assert!(local_ports(&["127.0.0.1:{port}".to_owned()]).is_empty());
     }
 }

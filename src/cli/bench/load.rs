@@ -401,8 +401,8 @@ pub fn measure(plan: &Plan<'_>, setup: &Setup, label: &str) -> Result<(Recording
     Ok((recording, outcome))
 }
 
-/// Notes what the server says of itself, and the hash of the model: of the file that is named, or of
-/// the one that a server on this machine says that it has loaded.
+/// Notes what the server says of itself, and the hash of the model: of the file that is named, or
+/// of the one that a server on this machine says that it has loaded.
 pub fn describe(record: &mut Record, parsed: &Parsed, endpoint: &Endpoint) -> Result<(), Error> {
     let Some(environment) = &mut record.environment else { return Ok(()) };
     let server = parsed.text("server").unwrap_or_default();

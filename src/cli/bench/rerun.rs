@@ -15,8 +15,8 @@ usage: cnse bench rerun FILE [--dry-run] [-- FLAGS]
 
 Runs the command that a saved result holds, with the same flags and the same seed, and prints its
 result as JSON. What is different on this machine is said first. FLAGS are added to the command, or
-replace those of their name. It begins anew, and writes no file unless FLAGS name one: what the first
-run wrote stays as it is.
+replace those of their name. It begins anew, and writes no file unless FLAGS name one: what the
+first run wrote stays as it is.
 
 examples:
   cnse bench rerun monday.json > tuesday.json

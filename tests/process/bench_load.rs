@@ -197,7 +197,7 @@ fn conversations_of_a_file() {
     let args = |more: &[&'static str]| {
         let url = server.url();
         let head = ["bench", "latency", "--server", &url, "--dataset", file.path(), "--json"];
-        run(&[&head, &["--requests", requests.path()], more].concat())
+        run(&[&head[..], &["--requests", requests.path()], more].concat())
     };
     // The short conversation is left out, and no session is half in the warm-up.
     let output = args(&["--turns", "2", "--iters", "4", "--warmup", "1", "--n-predict", "3"]);
@@ -238,6 +238,7 @@ fn each_load_has_its_row_and_the_knee_is_told() {
     ]);
     let runs = result["runs"].as_array().unwrap();
     assert_eq!((runs.len(), &result["ok"]), (8, &160.into()));
+    assert_eq!(result["tokens_source"], "timings");
     let knees = result["knees"].as_array().unwrap();
     assert_eq!((&knees[0]["n_predict"], &knees[1]["n_predict"]), (&2.into(), &4.into()));
     assert!(knees[1]["at_once"].is_number() && result["pareto"].is_array());

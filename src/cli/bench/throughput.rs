@@ -256,6 +256,7 @@ fn sum_up(
         let pareto: Vec<usize> = best.pareto.iter().map(|i| settings[*i].at_once).collect();
         whole.set("pareto_at_once", pareto);
     }
+    whole.set("tokens_source", token_sources(runs).join(", "));
     whole.set("knees", best.knees.iter().map(|i| at(*i)).collect::<Vec<_>>());
     whole.set("pareto", best.pareto.iter().map(|i| at(*i)).collect::<Vec<_>>());
 }
@@ -306,11 +307,21 @@ fn to_text(settings: &[Setting], best: &Best, runs: &[(usize, Run)]) -> String {
         }
         line(row);
     }
-    line(
-        "latencies in ms, from each request's intended start; medians where runs were repeated"
-            .to_owned(),
-    );
+    line(format!(
+        "tokens as counted by {}; latencies in ms, from each request's intended start; medians \
+         where runs were repeated",
+        token_sources(runs).join(" and ")
+    ));
     text
+}
+
+/// Who counted the tokens, in any of the runs.
+fn token_sources(runs: &[(usize, Run)]) -> Vec<String> {
+    let source = |record: &Record| Some(record.figures.get("tokens_source")?.as_str()?.to_owned());
+    let mut found: Vec<String> = runs.iter().filter_map(|(_, run)| source(&run.record)).collect();
+    found.sort_unstable();
+    found.dedup();
+    found
 }
 
 const COLUMNS: [&str; 12] = [

@@ -311,14 +311,13 @@ def table(sweep):
 
 def conclusion(interval, off, least):
     """`off`: where each tool is to the wire, as shares; `least`: a share that is too small to be wrong."""
-    if interval[0] <= 0 <= interval[1]:
-        return "agree"
+    differ = not interval[0] <= 0 <= interval[1]
     if None in off.values():
-        return "DISAGREE"
+        return "DISAGREE" if differ else "agree"
     wrong = [tool for tool, (low, high) in off.items() if low > WRONG + least or high < -WRONG - least]
     if wrong:
-        return f"DISAGREE: {' and '.join(wrong)} off the wire"
-    return "differ, both as the wire says: the runs did"
+        return f"{'DISAGREE' if differ else 'not told apart by the runs'}: {' and '.join(wrong)} off the wire"
+    return "both as the wire says: the runs did differ" if differ else "agree"
 
 
 def main():

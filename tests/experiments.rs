@@ -1,7 +1,8 @@
 //! What experiments promise, held against experiments whose truth is known.
 //!
-//! `CNSE_EXPERIMENTS` is how many are simulated for each effect and threshold (200), and
-//! `CNSE_TUNE_SEEDS` how many searches (4).
+//! `CNSE_EXPERIMENTS` is how many are simulated for each effect and threshold (200), and a
+//! twentieth of it how many runs for the intervals of percentiles; `CNSE_TUNE_SEEDS` how many
+//! searches (4).
 
 use std::fmt;
 
@@ -10,8 +11,9 @@ use cnse::bench::experiment::order;
 use cnse::bench::experiment::space::{self, Settings, Space};
 use cnse::bench::experiment::tune::{self, Goal};
 use cnse::bench::record::{Record, Run};
-use cnse::bench::statistics::median;
-use cnse::bench::statistics::probability::beta_cdf;
+use cnse::bench::statistics::dependence::quantile_inflation;
+use cnse::bench::statistics::probability::{beta_cdf, normal_cdf, student_quantile};
+use cnse::bench::statistics::{Interval, median, quantile};
 use cnse::prng::{Prng, hash};
 
 const ALPHA: f64 = 0.05;
@@ -227,4 +229,165 @@ fn tuning_needs_fewer_runs_than_chance() {
         "runs to the best of 180 settings, median of {seeds} seeds (and most): tuned {guided} ({guided_most}), random {random} ({random_most})"
     );
     assert!(guided * 2.0 <= random, "{guided} and {random}");
+}
+
+/// Latencies of a run whose true percentiles are known.
+#[derive(Clone, Copy, Debug)]
+enum Process {
+    /// Each by itself.
+    Independent,
+    /// x' = 0.7 x + noise.
+    Autoregressive,
+    /// Response times of a single server that is busy 80 % of the time (M/M/1).
+    Queue,
+    /// One request in 200 meets a stall of ten times the mean, and with it the seven after it.
+    Stalls,
+}
+
+impl Process {
+    fn run(self, n: usize, prng: &mut Prng) -> Vec<f64> {
+        let exponential = |prng: &mut Prng| -(1.0 - prng.unit()).ln();
+        match self {
+            Process::Independent => (0..n).map(|_| exponential(prng)).collect(),
+            Process::Autoregressive => {
+                let mut x = prng.normal() / 0.51_f64.sqrt();
+                let next = || {
+                    x = 0.7 * x + prng.normal();
+                    x
+                };
+                std::iter::repeat_with(next).take(n).collect()
+            }
+            Process::Queue => {
+                // The wait of the first is drawn from what waits are in the long run.
+                let mut wait = if prng.unit() < 0.8 { exponential(prng) / 0.2 } else { 0.0 };
+                let next = || {
+                    let response = wait + exponential(prng);
+                    wait = (response - exponential(prng) / 0.8).max(0.0);
+                    response
+                };
+                std::iter::repeat_with(next).take(n).collect()
+            }
+            Process::Stalls => {
+                // As if it had run for seven requests before.
+                let mut left = 0;
+                let next = || {
+                    left = if prng.unit() < 1.0 / 200.0 { 8 } else { i32::max(left - 1, 0) };
+                    exponential(prng) + if left > 0 { 10.0 } else { 0.0 }
+                };
+                std::iter::repeat_with(next).skip(7).take(n).collect()
+            }
+        }
+    }
+
+    fn truth(self, q: f64) -> f64 {
+        let stalled = 1.0 - (1.0_f64 - 1.0 / 200.0).powi(8);
+        let exponential = |x: f64| if x > 0.0 { 1.0 - (-x).exp() } else { 0.0 };
+        let (mut low, mut high) = (-20.0, 200.0);
+        for _ in 0..100 {
+            let x: f64 = (low + high) / 2.0;
+            let under = match self {
+                Process::Independent => exponential(x),
+                Process::Autoregressive => normal_cdf(x * 0.51_f64.sqrt()),
+                Process::Queue => exponential(0.2 * x),
+                Process::Stalls => {
+                    (1.0 - stalled) * exponential(x) + stalled * exponential(x - 10.0)
+                }
+            };
+            if under < q { low = x } else { high = x }
+        }
+        low
+    }
+}
+
+/// The block bootstrap of a percentile: 20 blocks drawn with replacement, the percentile interval
+/// with its tails made as much wider as so few blocks need (T. C. Hesterberg, "What teachers should
+/// know about the bootstrap", 2015, section 4.2).
+fn block_bootstrap(series: &[f64], sorted: &[f64], q: f64, prng: &mut Prng) -> Interval {
+    const BLOCKS: usize = 20;
+    const RESAMPLES: usize = 400;
+    const PLACES: usize = 128;
+    let n = series.len() as f64;
+    let reach = 10.0 * (n * q * (1.0 - q)).sqrt();
+    let places: Vec<f64> = (0..PLACES)
+        .map(|place| {
+            let rank = n * q - reach + 2.0 * reach * place as f64 / (PLACES - 1) as f64;
+            sorted[(rank.round().max(1.0) as usize).min(sorted.len()) - 1]
+        })
+        .collect();
+    let blocks: Vec<Vec<u32>> = series
+        .chunks_exact(series.len() / BLOCKS)
+        .map(|block| {
+            let under = |place: &f64| block.iter().filter(|value| *value <= place).count() as u32;
+            places.iter().map(under).collect()
+        })
+        .collect();
+    let needed = (n * q).ceil() as u32;
+    let mut found: Vec<f64> = (0..RESAMPLES)
+        .map(|_| {
+            let drawn: Vec<usize> =
+                (0..BLOCKS).map(|_| prng.below(BLOCKS as u64) as usize).collect();
+            let under = |place: usize| drawn.iter().map(|b| blocks[*b][place]).sum::<u32>();
+            let (mut low, mut high) = (0, PLACES - 1);
+            while low < high {
+                let middle = (low + high) / 2;
+                if under(middle) >= needed { high = middle } else { low = middle + 1 }
+            }
+            places[low]
+        })
+        .collect();
+    found.sort_by(f64::total_cmp);
+    let blocks = BLOCKS as f64;
+    let t = student_quantile(0.975, blocks - 1.0);
+    let tail = normal_cdf(-(blocks / (blocks - 1.0)).sqrt() * t);
+    let at = |p: f64| found[((RESAMPLES - 1) as f64 * p).round() as usize];
+    Interval::new(at(tail), at(1.0 - tail))
+}
+
+#[test]
+fn percentile_intervals_cover_dependent_samples() {
+    const SAMPLES: usize = 5_000;
+    let count = from_environment("CNSE_EXPERIMENTS", 200).div_ceil(20);
+    println!("intervals that miss the truth, of {count} runs of {SAMPLES} requests each:");
+    let mut worst = [0.0_f64; 2];
+    for process in [Process::Independent, Process::Autoregressive, Process::Queue, Process::Stalls]
+    {
+        for q in [0.5, 0.9, 0.99] {
+            let truth = process.truth(q);
+            let (mut missed, mut told) = ([0_u64; 3], 0);
+            for number in 0..count {
+                let mut prng = Prng::new(hash(number, format!("{process:?} {q}").as_bytes()));
+                let series = process.run(SAMPLES, &mut prng);
+                let mut sorted = series.clone();
+                sorted.sort_by(f64::total_cmp);
+                let inflation = quantile_inflation(&series, q);
+                let interval = |inflation| {
+                    let found = quantile::estimate(&sorted[..], q, 1.0 - ALPHA, inflation);
+                    found.map(|found| found.interval)
+                };
+                let Some(ours) = interval(inflation) else { continue };
+                told += 1;
+                let bootstrap = block_bootstrap(&series, &sorted, q, &mut prng);
+                for (missed, interval) in
+                    missed.iter_mut().zip([ours, bootstrap, interval(1.0).unwrap_or(ours)])
+                {
+                    *missed += u64::from(!interval.contains(truth));
+                }
+            }
+            let [ours, bootstrap, independent] = missed.map(|missed| Rate::new(missed, told));
+            println!(
+                "{process:<14?} p{:<3} {ours}, by block bootstrap {bootstrap}, taken as independent {:.0} %, not told {}",
+                100.0 * q,
+                100.0 * independent.seen,
+                count - told
+            );
+            // Where most runs cannot tell, those that can are no fair sample.
+            if 2 * told > count {
+                assert!(ours.low <= 0.08, "{process:?} {q}: {ours}");
+                worst = [worst[0].max(ours.seen), worst[1].max(bootstrap.seen)];
+            }
+        }
+    }
+    println!("worst: {:.1} %, by block bootstrap {:.1} %", 100.0 * worst[0], 100.0 * worst[1]);
+    // Of few runs the worst is chance.
+    assert!(count < 500 || worst[0] < worst[1], "{worst:?}");
 }

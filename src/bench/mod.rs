@@ -9,6 +9,7 @@ pub mod frontier;
 pub mod gpu;
 #[cfg(feature = "cuda")]
 pub mod gpu_sampling;
+pub mod intervals;
 pub mod load;
 pub mod outcome;
 pub mod page;

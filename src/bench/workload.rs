@@ -55,7 +55,8 @@ impl Length {
         }
     }
 
-    fn draw(self, prng: &mut Prng) -> u32 {
+    /// One length.
+    pub fn draw(self, prng: &mut Prng) -> u32 {
         let tokens = match self {
             Length::Fixed(tokens) => return tokens,
             Length::Uniform(low, high) => {

@@ -161,6 +161,20 @@ fn what_fails_is_said_and_the_rest_is_done() {
 }
 
 #[test]
+fn another_program_takes_its_turn() {
+    let script = r#"echo "{\"cnse\": \"0\", \"ok\": 1, \"tokens_per_s\": $0}""#;
+    let output = run(&[
+        "bench", "sweep", "--vary", "x=5,7", "--repeat", "1", "--json", "--", "/bin/sh", "-c",
+        script, "{x}",
+    ]);
+    let found = json(&output);
+    assert_eq!((&found["ok"], &found["errors"]), (&2.into(), &0.into()), "{found}");
+    for run in found["runs"].as_array().unwrap() {
+        assert_eq!(run["tokens_per_s"], run["settings"]["x"]);
+    }
+}
+
+#[test]
 fn faults_of_the_command_line() {
     let client = ["--", "client", "--prompt", "{x}"];
     for (flags, message) in [

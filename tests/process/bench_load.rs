@@ -170,8 +170,49 @@ fn both_protocols_several_cores_and_a_trace() {
     let lines = "{\"timestamp\": 0, \"input_length\": 5, \"output_length\": 3}\n\
                  {\"timestamp\": 20, \"input_length\": 5, \"output_length\": 4}\n";
     std::fs::write(&trace.0, lines).unwrap();
-    let result = bench(&["latency", "--server", &server.url(), "--trace", trace.path()]);
+    let log = Scratch::new("histograms");
+    let latency = ["latency", "--server", &server.url(), "--histogram-log", log.path()];
+    let result = bench(&[&latency[..], &["--trace", trace.path()]].concat());
     assert_eq!((&result["ok"], &result["tokens"]), (&2.into(), &7.into()));
+    // They are as long as the trace asks for, and not short.
+    let warnings = result["warnings"].to_string();
+    assert!(!warnings.contains("asked for"), "{warnings}");
+    let log = std::fs::read_to_string(&log.0).unwrap();
+    for tag in ["queue", "ttft", "ttft_service", "itl", "tpot", "e2e", "service"] {
+        assert!(log.contains(&format!("\nTag={tag},")), "{tag} in {log}");
+    }
+}
+
+#[test]
+fn conversations_of_a_file() {
+    let server = Server::start(&[]);
+    let (file, requests) = (Scratch::new("sharegpt"), Scratch::new("of-file"));
+    let turn = |who: &str, what: &str| format!("{{\"from\": \"{who}\", \"value\": \"{what}\"}}");
+    let (one, two) = (turn("human", "One"), turn("human", "Two"));
+    let answer = turn("gpt", "1");
+    let text_of_file = format!(
+        "[{{\"conversations\": [{one}, {answer}]}}, {{\"conversations\": [{one}, {answer}, {two}]}}]"
+    );
+    std::fs::write(&file.0, text_of_file).unwrap();
+    let args = |more: &[&'static str]| {
+        let url = server.url();
+        let head = ["bench", "latency", "--server", &url, "--dataset", file.path(), "--json"];
+        run(&[&head[..], &["--requests", requests.path()], more].concat())
+    };
+    // The short conversation is left out, and no session is half in the warm-up.
+    let output = args(&["--turns", "2", "--iters", "4", "--warmup", "1", "--n-predict", "3"]);
+    let result: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!((&result["ok"], &result["tokens"]), (&4.into(), &12.into()));
+    assert!(text(&output.stderr).contains("1 of 2 have fewer than 2 turns"));
+    let output = args(&["--turns", "3", "--iters", "3"]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(text(&output.stderr).contains("none of its 2 conversations has so many turns"));
+    // Lengths that are drawn hold for a file's requests as well.
+    let output = args(&["--iters", "8", "--warmup", "0", "--n-predict", "uniform:2,5"]);
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    let tokens: Vec<u64> =
+        requests.lines().iter().map(|line| line["tokens"].as_u64().unwrap()).collect();
+    assert!(tokens.iter().all(|tokens| (2..=5).contains(tokens)), "{tokens:?}");
 }
 
 #[test]
@@ -197,7 +238,11 @@ fn each_load_has_its_row_and_the_knee_is_told() {
     ]);
     let runs = result["runs"].as_array().unwrap();
     assert_eq!((runs.len(), &result["ok"]), (8, &160.into()));
-    assert!(result["knee"]["at_once"].is_number() && result["pareto_at_once"].is_array());
+    assert_eq!(result["tokens_source"], "timings");
+    let knees = result["knees"].as_array().unwrap();
+    assert_eq!((&knees[0]["n_predict"], &knees[1]["n_predict"]), (&2.into(), &4.into()));
+    assert!(knees[1]["at_once"].is_number() && result["pareto"].is_array());
+    assert!(result["knee"].is_null(), "each length has its own");
     let table = std::fs::read_to_string(&csv.0).unwrap();
     assert_eq!(table.lines().count(), 9);
     assert!(table.starts_with("inflight,throughput_tok_s,latency_p50_ms,latency_p95_ms,"));
@@ -215,6 +260,8 @@ fn each_load_has_its_row_and_the_knee_is_told() {
     ]);
     assert_eq!(result["runs"][1]["settings"]["batch"], 3);
     assert_eq!(result["runs"][1]["tokens"], 60, "three prompts in each of ten requests");
+    assert!(result["knee"]["at_once"].is_number() && result["pareto_at_once"].is_array());
+    assert!(result["runs"][1]["itl_ms"].is_null() && result["runs"][1]["ttft_ms"]["n"] == 10);
 }
 
 #[test]
@@ -332,6 +379,22 @@ fn what_is_wrong_is_said() {
             &["latency", "--server", &down, "--prompt", "a", "--input-tokens", "5"],
             2,
             "--input-tokens is for made-up prompts",
+        ),
+        // Told before anything is asked of the server.
+        (
+            &["latency", "--server", &down, "--output", "/nonexistent/r.json"],
+            1,
+            "writing \"/nonexistent/r.json\"",
+        ),
+        (
+            &["latency", "--server", &down, "--model-file", "/nonexistent"],
+            1,
+            "reading \"/nonexistent\"",
+        ),
+        (
+            &["latency", "--server", &down, "--prompt", "a", "--n-predict", "uniform:2,5"],
+            2,
+            "--n-predict: with --prompt a plain number",
         ),
         (&["throughput", "--server", &down], 2, "--concurrency LIST or --batch LIST is needed"),
         (&["gateway", "--server", &down, "--depth", "1"], 2, "--depth goes with --raw"),

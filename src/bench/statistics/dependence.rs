@@ -6,7 +6,7 @@
 //! enough to forget are compared with what independence would give (method of batch means: A. M.
 //! Law, "Simulation Modeling and Analysis", 2015, section 9.5.3).
 
-use super::probability::student_quantile;
+use super::probability::{normal_quantile, student_quantile};
 use super::{Interval, mean, variance};
 
 /// Batches into which a run is cut: between 10 and 30 is what Schmeiser advises ("Batch size
@@ -41,6 +41,13 @@ pub fn quantile_inflation(series: &[f64], q: f64) -> f64 {
     let cut = *cut;
     let over: Vec<f64> = series.iter().map(|value| f64::from(u8::from(*value > cut))).collect();
     inflation(&over)
+}
+
+/// By how much more an inflation counts since twenty batches only estimate it: an interval's reach
+/// grows as Student's t over the normal's, and an effective number of samples falls as its square.
+pub fn widening(confidence: f64) -> f64 {
+    let p = (1.0 + confidence) / 2.0;
+    (student_quantile(p, BATCHES as f64 - 1.0) / normal_quantile(p)).powi(2)
 }
 
 /// The mean with an interval that allows for dependence; None: under 100 samples.

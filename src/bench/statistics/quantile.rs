@@ -7,6 +7,7 @@
 //! carry it.
 
 use super::Interval;
+use super::dependence::widening;
 use super::probability::binomial_cdf;
 
 /// Sorted numbers of which the k-th smallest can be told.
@@ -68,8 +69,9 @@ pub struct Estimate {
 
 /// The quantile `q` (0.99 is the 99th percentile) with its interval; None: the samples cannot carry
 /// it. At 95 % the median takes 6 independent ones, p95 72, p99 368 and p99.9 3,688. `inflation`
-/// is 1 for those, and larger for samples that depend on each other (`dependence::inflation`): n of
-/// them count as n over it.
+/// is 1 for those, and larger for samples that depend on each other
+/// (`dependence::quantile_inflation`): n of them count as n over it, and as some fewer since it is
+/// an estimate itself.
 pub fn estimate<R: Ranked + ?Sized>(
     samples: &R,
     q: f64,
@@ -90,7 +92,8 @@ fn rank_of(n: u64, q: f64) -> u64 {
 /// Ranks of the two samples between which the true quantile lies; None: there is no such pair.
 pub fn ranks(n: u64, q: f64, confidence: f64, inflation: f64) -> Option<(u64, u64)> {
     let tail = (1.0 - confidence) / 2.0;
-    let effective = n as f64 / inflation.max(1.0);
+    let inflation = if inflation > 1.0 { inflation * widening(confidence) } else { 1.0 };
+    let effective = n as f64 / inflation;
     // The true quantile is under the u-th smallest unless u or more samples are under it.
     if effective < 1.0 || q.powf(effective) > tail || (1.0 - q).powf(effective) > tail {
         return None;
@@ -130,6 +133,7 @@ mod tests {
             assert!(ranks(needed, q, 0.95, 1.0).is_some(), "{q}");
             assert_eq!(ranks(needed - 1, q, 0.95, 1.0), None, "{q}");
             assert_eq!(ranks(2 * needed - 2, q, 0.95, 2.0), None, "{q}");
+            assert!(ranks(3 * needed, q, 0.95, 2.0).is_some(), "{q}");
         }
         assert_eq!(ranks(0, 0.5, 0.95, 1.0), None);
         // The textbook's: the median of 10 lies between the 2nd and the 9th.

@@ -26,7 +26,7 @@ environment:
 
 pub const FLAGS: &[Flag] = &load::with::<{ load::FLAGS.len() + 2 }>(&[
     Flag::new("requests", "FILE", "each request with all its times, a JSON line each"),
-    Flag::new("histogram-log", "FILE", "the histograms in HdrHistogram's log format"),
+    Flag::new("histogram-log", "FILE", "histograms of each second in HdrHistogram's log format"),
 ]);
 
 pub fn run(parsed: &Parsed) -> Result<(), Error> {
@@ -35,12 +35,11 @@ pub fn run(parsed: &Parsed) -> Result<(), Error> {
     let started = SystemTime::now();
     let (recording, mut outcome) = load::measure(&plan, &setup, "")?;
     load::describe(&mut outcome.record, parsed, &setup.endpoint)?;
-    if let Some(file) = parsed.text("requests") {
-        load::write_requests(file, &recording)?;
-    }
-    if let Some(file) = parsed.text("histogram-log") {
-        load::write_histograms(file, &outcome, started)?;
-    }
+    let requests = parsed.text("requests").map(|file| load::write_requests(file, &recording));
+    let log = parsed.text("histogram-log");
+    let log = log.map(|file| load::write_histograms(file, &recording, started));
     load::print_result(parsed, &outcome.record, &outcome.to_text())?;
+    requests.transpose()?;
+    log.transpose()?;
     load::check_errors(&setup, &outcome.record)
 }

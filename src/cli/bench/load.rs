@@ -15,13 +15,14 @@ use crate::bench::plan::{Plan, Progress, Watcher, Wire};
 use crate::bench::record::Record;
 use crate::bench::sample::Recording;
 use crate::bench::workload::{Length, Source, Synthetic, Workload};
-use crate::bench::{dataset, load};
+use crate::bench::{dataset, intervals, load};
 use crate::cli::client::{Endpoint, endpoint};
 use crate::cli::flags::{Flag, Parsed, duration};
 use crate::cli::{Error, FEATURES, print};
 use crate::machine::environment::{self, Environment, NoiseWatch};
 use crate::metrics::interval_log::IntervalLog;
 use crate::net::socket;
+use crate::prng::Prng;
 use crate::wire::message::{Infer, Input};
 
 /// What is asked, of whom, and when.
@@ -34,10 +35,18 @@ pub const FLAGS: [Flag; 29] = [
         "LENGTH",
         "words of made-up prompts: 64, uniform:A,B, normal:M,SD or lognormal:M,SIGMA (64)",
     ),
-    Flag::new("n-predict", "LENGTH", "tokens of an answer at most, in the same forms (64)"),
+    Flag::new(
+        "n-predict",
+        "LENGTH",
+        "tokens of an answer at most, in the same forms; what a file says goes first (64)",
+    ),
     Flag::new("shared-prefix", "N", "words that all made-up prompts begin with (0)"),
     Flag::switch("chat", "ask each prompt as a chat's message"),
-    Flag::new("turns", "N", "requests of a session, each with what was said before (1)"),
+    Flag::new(
+        "turns",
+        "N",
+        "requests of a session, each with what was said before; sessions are made whole (1)",
+    ),
     Flag::new("think", "TIME", "in a session: from an answer to the next question (0)"),
     Flag::new("model", "NAME", "the model (the server's default)"),
     Flag::new("temperature", "X", "sampling: temperature"),
@@ -60,7 +69,11 @@ pub const FLAGS: [Flag; 29] = [
         "more failures end the run, and the exit code is 1 (0.01)",
     ),
     Flag::new("slo", "BOUNDS", "goodput under ttft=500ms,itl=50ms,tpot=…,e2e=…"),
-    Flag::new("model-file", "FILE", "the model, whose SHA-256 goes into the result"),
+    Flag::new(
+        "model-file",
+        "FILE",
+        "the model, whose SHA-256 goes into the result (what a local llama-server has loaded)",
+    ),
     Flag::new("output", "FILE", "the result as JSON into a file, besides what is printed"),
     Flag::switch("json", "the result as one JSON object on stdout"),
 ];
@@ -88,6 +101,10 @@ pub struct Setup {
 }
 
 const OUTPUT_TOKENS: u32 = 64;
+/// A model up to this size is hashed unasked: it takes some seconds.
+const HASH_BYTES_MAX: u64 = 4 << 30;
+/// Requests of a session: each carries all before it, so more would be megabytes.
+const TURNS_MAX: u32 = 10_000;
 
 impl Setup {
     /// Reads the flags, and asks the server what it is.
@@ -100,7 +117,7 @@ impl Setup {
     /// The same for a server that another flag names.
     pub fn of(parsed: &Parsed, server: &str) -> Result<Setup, Error> {
         let usage = Error::Usage;
-        let arrivals = arrivals(parsed)?;
+        check_files(parsed)?;
         let slo = parsed.text("slo").map(|text| Slo::parse(text, duration)).transpose();
         let slo = slo.map_err(|error| usage(format!("--slo: {error}")))?;
         let length = |name: &str| {
@@ -111,12 +128,17 @@ impl Setup {
             parsed.map(fault).transpose()
         };
         let output = length("n-predict")?.unwrap_or(Length::Fixed(OUTPUT_TOKENS));
-        let n_predict = if let Length::Fixed(tokens) = output { Some(tokens) } else { None };
         let input = length("input-tokens")?.unwrap_or(Length::Fixed(64));
-        let source = source(parsed, input, output)?;
+        let mut arrivals = arrivals(parsed)?;
+        let mut source = source(parsed, input, output)?;
+        let by_file = fill_lengths(&mut arrivals, &mut source, output, seed_of(parsed)?);
         let errors_max = parsed.number("max-error-rate", 0.0, 1.0).map_err(usage)?;
         let errors_max = errors_max.unwrap_or(0.01);
         let extra = extra(parsed)?;
+        let n_predict = match output {
+            Length::Fixed(tokens) if !by_file => Some(tokens),
+            _ => None,
+        };
         let key = std::env::var("CNSE_API_KEY").ok().filter(|key| !key.is_empty());
         socket::raise_descriptor_limit();
         let endpoint = endpoint(server, None, key)?;
@@ -145,6 +167,9 @@ impl Setup {
             _ => Vec::new(),
         };
         let warmup = warmup.unwrap_or_else(|| warmup_default(&self.arrivals, concurrency));
+        let turns = parsed.number("turns", 1, TURNS_MAX)?.unwrap_or(1);
+        // No session is half in the warm-up.
+        let warmup = warmup.checked_next_multiple_of(turns.into()).unwrap_or(warmup);
         let options = Infer {
             model: parsed.text("model"),
             max_tokens: self.n_predict,
@@ -159,7 +184,7 @@ impl Setup {
                 options,
                 source: self.source.clone(),
                 chat: parsed.has("chat"),
-                turns: parsed.number("turns", 1, 10_000)?.unwrap_or(1),
+                turns,
                 lengths,
                 batch: 0,
             },
@@ -235,21 +260,95 @@ fn source(parsed: &Parsed, input: Length, output: Length) -> Result<Source, Erro
             Err(Error::Usage("--prompt and --dataset exclude each other".to_owned()))
         }
         (Some(prompt), None) => {
+            if !matches!(output, Length::Fixed(_)) {
+                let message =
+                    "--n-predict: with --prompt a plain number, since all requests are alike";
+                return Err(Error::Usage(message.to_owned()));
+            }
             Ok(Workload::listed(Infer::new(Input::Prompt("")), vec![prompt.to_owned()], false)
                 .source)
         }
         (None, Some(file)) => {
-            let items = dataset::read(&read(file)?);
-            items.map(Source::Items).map_err(|error| Error::Failed(format!("{file:?}: {error}")))
+            let turns = parsed.number("turns", 1, TURNS_MAX).map_err(Error::Usage)?.unwrap_or(1);
+            let failed = |error| Error::Failed(format!("{file:?}: {error}"));
+            let mut items = dataset::read(&read(file)?).map_err(failed)?;
+            let all = items.len();
+            if turns > 1 {
+                items.retain(|item| item.turns.len() >= turns as usize);
+            }
+            if items.is_empty() {
+                let what = "conversations has so many turns of a user";
+                return Err(failed(format!("--turns {turns}: none of its {all} {what}")));
+            }
+            if items.len() < all {
+                let left = all - items.len();
+                eprintln!(
+                    "cnse: {file:?}: {left} of {all} have fewer than {turns} turns: left out"
+                );
+            }
+            Ok(Source::Items(items))
         }
         (None, None) => {
-            let seed = parsed.number("seed", 0, u64::MAX).map_err(Error::Usage)?.unwrap_or(1);
+            let seed = seed_of(parsed)?;
             let shared = parsed.number("shared-prefix", 0, 1 << 20).map_err(Error::Usage)?;
             let salt = if parsed.has("same-prompts") { 0 } else { salt() };
             let shared = shared.unwrap_or(0);
             Ok(Source::Synthetic(Synthetic { seed, salt, input, output: Some(output), shared }))
         }
     }
+}
+
+fn seed_of(parsed: &Parsed) -> Result<u64, Error> {
+    Ok(parsed.number("seed", 0, u64::MAX).map_err(Error::Usage)?.unwrap_or(1))
+}
+
+/// Where a file says how long answers are it says so for each request, and `output` is for those of
+/// which it does not. Whether it is so.
+fn fill_lengths(arrivals: &mut Arrivals, source: &mut Source, output: Length, seed: u64) -> bool {
+    let mut prng = Prng::new(seed);
+    let mut fill = |lengths: &mut dyn Iterator<Item = &mut Option<u32>>| {
+        for length in lengths {
+            let drawn = output.draw(&mut prng);
+            length.get_or_insert(drawn);
+        }
+    };
+    let is_fixed = matches!(output, Length::Fixed(_));
+    let mut by_file = false;
+    if let Source::Items(items) = source
+        && (!is_fixed || items.iter().any(|item| item.output.is_some()))
+    {
+        fill(&mut items.iter_mut().map(|item| &mut item.output));
+        by_file = true;
+    }
+    if let Arrivals::Trace(lines) = arrivals
+        && lines.iter().any(|line| line.output.is_some())
+    {
+        fill(&mut lines.iter_mut().map(|line| &mut line.output));
+        by_file = true;
+    }
+    by_file
+}
+
+/// Files that are written or read once the run is over: that one cannot be is told before it.
+pub fn check_files(parsed: &Parsed) -> Result<(), Error> {
+    for flag in ["output", "requests", "histogram-log", "csv"] {
+        let Some(file) = parsed.text(flag) else { continue };
+        let found = std::fs::metadata(file);
+        if found.as_ref().is_ok_and(|found| !found.is_file()) {
+            // A pipe's reader would take this look for the end.
+            continue;
+        }
+        let opened = File::options().append(true).create(true).open(file);
+        opened.map_err(|error| writing(file, &error))?;
+        if found.is_err() {
+            // It is made again when there is something to write.
+            let _ = std::fs::remove_file(file);
+        }
+    }
+    if let Some(file) = parsed.text("model-file") {
+        File::open(file).map_err(|error| Error::Failed(format!("reading {file:?}: {error}")))?;
+    }
+    Ok(())
 }
 
 /// What tells this run's prompts apart from those of every other.
@@ -302,7 +401,8 @@ pub fn measure(plan: &Plan<'_>, setup: &Setup, label: &str) -> Result<(Recording
     Ok((recording, outcome))
 }
 
-/// Notes what the server says of itself, and the model's hash.
+/// Notes what the server says of itself, and the hash of the model: of the file that is named, or
+/// of the one that a server on this machine says that it has loaded.
 pub fn describe(record: &mut Record, parsed: &Parsed, endpoint: &Endpoint) -> Result<(), Error> {
     let Some(environment) = &mut record.environment else { return Ok(()) };
     let server = parsed.text("server").unwrap_or_default();
@@ -330,21 +430,37 @@ pub fn describe(record: &mut Record, parsed: &Parsed, endpoint: &Endpoint) -> Re
             said.insert("n_ctx".to_owned(), n_ctx.clone());
         }
     }
+    let loaded = said.get("model_path").and_then(Value::as_str).map(str::to_owned);
+    let loaded = loaded.filter(|file| {
+        let size = std::fs::metadata(file).ok().filter(|found| found.is_file());
+        endpoint.address.ip().is_loopback() && size.is_some_and(|f| f.len() <= HASH_BYTES_MAX)
+    });
     environment.servers.insert(server.to_owned(), Value::Object(said));
-    if let Some(file) = parsed.text("model-file") {
-        let hash = environment::file_sha256(file.as_ref()).map_err(Error::Failed)?;
-        environment.models.insert(file.to_owned(), hash);
+    match (parsed.text("model-file"), loaded) {
+        (None, Some(file)) => {
+            // Whoever did not ask for it is not kept from the result by a file that cannot be read.
+            if let Ok(hash) = environment::file_sha256(file.as_ref()) {
+                environment.models.insert(file, hash);
+            }
+        }
+        (Some(file), _) => {
+            let hash = environment::file_sha256(file.as_ref()).map_err(Error::Failed)?;
+            environment.models.insert(file.to_owned(), hash);
+        }
+        (None, None) => {}
     }
     Ok(())
 }
 
-/// Prints a result, and writes it where `--output` says.
+/// Prints a result, and writes it where `--output` says; that a disk is full costs the file and not
+/// what is printed.
 pub fn print_result(parsed: &Parsed, record: &Record, text: &str) -> Result<(), Error> {
     let json = record.to_json();
-    if let Some(file) = parsed.text("output") {
-        std::fs::write(file, &json).map_err(|error| writing(file, &error))?;
-    }
-    print(if parsed.has("json") { &json } else { text })
+    let written = parsed
+        .text("output")
+        .map_or(Ok(()), |file| std::fs::write(file, &json).map_err(|error| writing(file, &error)));
+    print(if parsed.has("json") { &json } else { text })?;
+    written
 }
 
 fn writing(file: &str, error: &std::io::Error) -> Error {
@@ -363,16 +479,17 @@ pub fn write_requests(file: &str, recording: &Recording) -> Result<(), Error> {
     write().map_err(|error| writing(file, &error))
 }
 
-/// Writes the run's histograms in HdrHistogram's log format.
-pub fn write_histograms(file: &str, outcome: &Outcome, started: SystemTime) -> Result<(), Error> {
+/// Writes histograms of each second, kind by kind, in HdrHistogram's log format.
+pub fn write_histograms(
+    file: &str,
+    recording: &Recording,
+    started: SystemTime,
+) -> Result<(), Error> {
+    const LENGTH: Duration = Duration::from_secs(1);
     let write = || {
         let mut log = IntervalLog::open(BufWriter::new(File::create(file)?), started)?;
-        let wall = Duration::from_secs_f64(outcome.record.wall_s.max(0.0));
-        for name in outcome.record.distributions() {
-            let durations = outcome.record.distribution(name).and_then(|d| d.durations());
-            if let Some(durations) = durations {
-                log.write(Duration::ZERO, wall, name.trim_end_matches("_ms"), &durations)?;
-            }
+        for ((index, kind), durations) in intervals::of(recording, LENGTH) {
+            log.write(LENGTH.mul_f64(index as f64), LENGTH, kind, &durations)?;
         }
         log.flush()
     };

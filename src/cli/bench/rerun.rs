@@ -15,7 +15,8 @@ usage: cnse bench rerun FILE [--dry-run] [-- FLAGS]
 
 Runs the command that a saved result holds, with the same flags and the same seed, and prints its
 result as JSON. What is different on this machine is said first. FLAGS are added to the command, or
-replace those of their name. An experiment begins anew, and writes no file unless FLAGS name one.
+replace those of their name. It begins anew, and writes no file unless FLAGS name one: what the
+first run wrote stays as it is.
 
 examples:
   cnse bench rerun monday.json > tuesday.json
@@ -61,8 +62,6 @@ pub fn run(parsed: &Parsed) -> Result<(), Error> {
 /// The command with the flags that are added, of which each replaces its like. Files that the first
 /// run wrote stay as they are, and its journal too, which would say that all is done.
 fn again(command: &[String], added: &[&str]) -> Vec<String> {
-    let is_experiment = command.iter().take(2).eq(["bench", "sweep"])
-        || command.iter().take(2).eq(["bench", "compare"]);
     let name = |word: &str| {
         let word = word.strip_prefix("--").filter(|word| !word.is_empty())?;
         Some(word.split('=').next().unwrap_or(word).replace('_', "-"))
@@ -71,21 +70,17 @@ fn again(command: &[String], added: &[&str]) -> Vec<String> {
     let has_value = |at: usize| added.get(at + 1).is_some_and(|next| !next.starts_with("--"));
     let of_added = |(at, word): (usize, &&str)| Some((name(word)?, has_value(at)));
     let replaced: Vec<(String, bool)> = added.iter().enumerate().filter_map(of_added).collect();
-    // `scaling` and `storage` have no command of their own behind a dash.
-    let makes_runs = is_experiment
-        || command.iter().take(2).eq(["bench", "scaling"])
-        || command.iter().take(2).eq(["bench", "storage"]);
-    let of_files = ["output", "csv", "journal"];
+    let of_files = ["output", "csv", "journal", "requests", "histogram-log", "errors"];
     let mut words = Vec::new();
     let (own, child) = match command.iter().position(|word| word == "--") {
-        Some(at) if is_experiment => command.split_at(at),
-        _ => (command, &[][..]),
+        Some(at) => command.split_at(at),
+        None => (command, &[][..]),
     };
     let mut rest = own.iter();
     while let Some(word) = rest.next() {
         let named = name(word);
         let like = replaced.iter().find(|(other, _)| named.as_ref() == Some(other));
-        let of_file = makes_runs && named.is_some_and(|n| of_files.contains(&n.as_str()));
+        let of_file = named.is_some_and(|n| of_files.contains(&n.as_str()));
         match like.map(|(_, has_value)| *has_value).or(of_file.then_some(true)) {
             None => words.push(word.clone()),
             Some(true) if !word.contains('=') => drop(rest.next()),
@@ -121,6 +116,11 @@ mod tests {
             ("client --iters 5 --json", "", "client --iters 5 --json"),
             ("bench storage --output a.json --iters 2", "", "bench storage --iters 2 --json"),
             ("client --iters 5 --seed=3", "--seed 4", "client --iters 5 --seed 4 --json"),
+            (
+                "bench latency --output a.json --requests=r --iters 5 --histogram-log h",
+                "--output b.json",
+                "bench latency --iters 5 --output b.json --json",
+            ),
             (
                 "bench sweep --output a.json --csv=b --json --vary x=1 -- client --output {x}",
                 "--n_predict 3",

@@ -181,7 +181,9 @@ impl Runner {
             }
         };
         let mut words = filled(&self.launcher, &places);
-        words.push(if words.is_empty() { "cnse".to_owned() } else { own()? });
+        if !is_other_program(&self.child) {
+            words.push(if words.is_empty() { "cnse".to_owned() } else { own()? });
+        }
         words.extend(filled(&self.child, &places));
         // A command whose server dies fails for that, whatever it says itself.
         let mut of_server = || {
@@ -249,6 +251,12 @@ impl Runner {
     }
 }
 
+/// Whether a command is not one of this program but a program by its path, which prints a result in
+/// the one shape too: how another tool takes its turn in an experiment.
+fn is_other_program(child: &[String]) -> bool {
+    child.first().is_some_and(|word| word.contains('/'))
+}
+
 /// This program's file, for those who start it.
 fn own() -> Result<String, Fault> {
     let own = std::env::current_exe().map_err(|error| error.to_string());
@@ -301,5 +309,20 @@ mod tests {
         let words = words.map(str::to_owned);
         let files: Vec<&str> = model_files(&words).collect();
         assert_eq!(files, ["a.gguf", "c.gguf", "b.gguf"]);
+    }
+
+    #[test]
+    fn another_program_is_named_by_its_path() {
+        for (word, is_one) in [("./run.py", true), ("/usr/bin/env", true), ("client", false)] {
+            assert_eq!(is_other_program(&[word.to_owned()]), is_one);
+        }
+        assert!(!is_other_program(&[]));
+    }
+
+    #[test]
+    fn ports_of_this_machine() {
+        let words = ["--server", "http://127.0.0.1:8090,cnse://localhost:5050/x", "10.0.0.1:7"];
+        assert_eq!(local_ports(&words.map(str::to_owned)), [8_090, 5_050]);
+        assert!(local_ports(&["127.0.0.1:{port}".to_owned()]).is_empty());
     }
 }

@@ -19,6 +19,8 @@ Runs a command of this program under each setting, --repeat times, in random and
 so that what drifts meanwhile falls on all settings alike. {NAME} in the command and in --start is
 filled in. A server that --start names is started for each run, waited for, and ended after it,
 also on Ctrl-C and when this program is killed. With --output it goes on where it stopped.
+COMMAND may also be another program by its path, such as ./run.sh {x}: it is given --json too, and
+prints a result of the same shape.
 
 --expect states what should come out, and is answered supported, refuted or undecided; the chance
 of a wrong answer is at most --alpha, shared by all --expect, also if the experiment goes on with a

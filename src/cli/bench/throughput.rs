@@ -5,6 +5,7 @@ use std::fmt::Write as _;
 use serde_json::{Map, json};
 
 use super::load::{self, Setup};
+use super::runner;
 use crate::backend::Dialect;
 use crate::bench::frontier::{self, Point};
 use crate::bench::outcome::Outcome;
@@ -22,11 +23,12 @@ usage: cnse bench throughput --server URL (--concurrency LIST | --batch LIST) [F
 Runs one load after the other and prints tokens/s, requests/s and latency at each; then the knee
 (the smallest load that gives 90 % of the best rate) and the Pareto frontier (loads of which no
 other has both more tokens/s and less latency). Lists of prompt and answer lengths multiply the
-points. With --repeat the points are run in a random order each time, so that drift is not taken
-for an effect.
+points; each pair of lengths has a knee and a frontier of its own. With --repeat the points are run
+in a random order each time, so that drift is not taken for an effect.
 
 --batch N is N prompts in one request where the server takes lists (llama-server's own API), else N
-requests at once.
+requests at once. Of such a request's tokens nobody can say which follow which, so times between
+them are not told.
 
 examples:
   cnse bench throughput --batch 1,2,4,8,16,32 --iters 100 --server http://127.0.0.1:8090
@@ -78,7 +80,12 @@ pub fn run(parsed: &Parsed) -> Result<(), Error> {
             let mut plan = setup.plan(&rest).map_err(usage)?;
             apply(&mut plan, setting);
             let label = format!("{} at once: ", setting.at_once);
-            let (_, outcome) = load::measure(&plan, &setup, &label)?;
+            let (_, mut outcome) = load::measure(&plan, &setup, &label)?;
+            if plan.workload.batch > 0 {
+                for figure in ["itl_ms", "tpot_ms", "server_tpot_ms"] {
+                    outcome.record.figures.remove(figure);
+                }
+            }
             load::check_errors(&setup, &outcome.record)?;
             if runs.is_empty() {
                 whole = first(&outcome);
@@ -89,15 +96,13 @@ pub fn run(parsed: &Parsed) -> Result<(), Error> {
     }
     load::describe(&mut whole, parsed, &setup.endpoint)?;
     let points = points(&settings, &runs);
-    sum_up(&mut whole, &points, &runs);
-    let text = to_text(&settings, &points, &runs);
+    let best = best(&settings, &points);
+    sum_up(&mut whole, &settings, &points, &best, &runs);
+    let text = to_text(&settings, &best, &runs);
     whole.runs = runs.into_iter().map(|(_, run)| run).collect();
-    if let Some(file) = parsed.text("csv") {
-        let csv = to_csv(&whole.runs);
-        std::fs::write(file, csv)
-            .map_err(|error| Error::Failed(format!("writing {file:?}: {error}")))?;
-    }
-    load::print_result(parsed, &whole, &text)
+    let written = parsed.text("csv").map(|file| runner::write(file, &to_csv(&whole.runs)));
+    load::print_result(parsed, &whole, &text)?;
+    written.unwrap_or(Ok(()))
 }
 
 fn numbers(parsed: &Parsed, name: &str, max: u32) -> Result<Vec<u32>, String> {
@@ -210,21 +215,53 @@ fn points(settings: &[Setting], runs: &[(usize, Run)]) -> Vec<Point> {
     settings.iter().enumerate().map(point).collect()
 }
 
-fn sum_up(whole: &mut Record, points: &[Point], runs: &[(usize, Run)]) {
+/// Which settings are worth it among those of the same lengths: a rate of short answers and one of
+/// long answers are not the same server's choice.
+struct Best {
+    knees: Vec<usize>,
+    pareto: Vec<usize>,
+}
+
+fn best(settings: &[Setting], points: &[Point]) -> Best {
+    let mut best = Best { knees: Vec::new(), pareto: Vec::new() };
+    let shape = |setting: &Setting| (setting.input, setting.output);
+    let mut shapes: Vec<_> = settings.iter().map(shape).collect();
+    shapes.dedup();
+    for of in shapes {
+        let of: Vec<usize> = (0..settings.len()).filter(|i| shape(&settings[*i]) == of).collect();
+        let alike: Vec<Point> = of.iter().map(|index| points[*index]).collect();
+        best.knees.extend(frontier::knee(&alike).map(|index| of[index]));
+        best.pareto.extend(frontier::pareto(&alike).iter().map(|index| of[*index]));
+    }
+    best
+}
+
+fn sum_up(
+    whole: &mut Record,
+    settings: &[Setting],
+    points: &[Point],
+    best: &Best,
+    runs: &[(usize, Run)],
+) {
     whole.ok = runs.iter().map(|(_, run)| run.record.ok).sum();
     whole.errors = runs.iter().map(|(_, run)| run.record.errors).sum();
     whole.wall_s = runs.iter().map(|(_, run)| run.record.wall_s).sum();
-    if let Some(knee) = frontier::knee(points) {
-        whole.set(
-            "knee",
-            json!({ "at_once": points[knee].load, "tokens_per_s": points[knee].rate }),
-        );
+    let at = |index: usize| {
+        let (setting, point) = (&settings[index], &points[index]);
+        json!({ "at_once": setting.at_once, "tokens_per_s": point.rate, "e2e_ms_p50": point.latency,
+                "input_tokens": setting.input, "n_predict": setting.output })
+    };
+    if let [knee] = best.knees[..] {
+        whole.set("knee", at(knee));
+        let pareto: Vec<usize> = best.pareto.iter().map(|i| settings[*i].at_once).collect();
+        whole.set("pareto_at_once", pareto);
     }
-    let pareto: Vec<f64> = frontier::pareto(points).iter().map(|i| points[*i].load).collect();
-    whole.set("pareto_at_once", pareto);
+    whole.set("tokens_source", token_sources(runs).join(", "));
+    whole.set("knees", best.knees.iter().map(|i| at(*i)).collect::<Vec<_>>());
+    whole.set("pareto", best.pareto.iter().map(|i| at(*i)).collect::<Vec<_>>());
 }
 
-fn to_text(settings: &[Setting], points: &[Point], runs: &[(usize, Run)]) -> String {
+fn to_text(settings: &[Setting], best: &Best, runs: &[(usize, Run)]) -> String {
     let mut text = String::new();
     let mut line = |line: String| {
         let written = writeln!(text, "{line}");
@@ -241,7 +278,6 @@ fn to_text(settings: &[Setting], points: &[Point], runs: &[(usize, Run)]) -> Str
         "at once  input output   tokens/s requests/s   ttft p50    p99    e2e p50    p95    p99"
             .to_owned(),
     );
-    let (knee, pareto) = (frontier::knee(points), frontier::pareto(points));
     for (index, setting) in settings.iter().enumerate() {
         let of: Vec<&Run> = runs.iter().filter(|(of, _)| *of == index).map(|(_, r)| r).collect();
         let cell = |name: &str, digits: usize| {
@@ -263,19 +299,29 @@ fn to_text(settings: &[Setting], points: &[Point], runs: &[(usize, Run)]) -> Str
             cell("e2e_ms_p95", 1),
             cell("e2e_ms_p99", 1)
         );
-        if knee == Some(index) {
+        if best.knees.contains(&index) {
             row += "  knee";
         }
-        if pareto.contains(&index) {
+        if best.pareto.contains(&index) {
             row += "  Pareto";
         }
         line(row);
     }
-    line(
-        "latencies in ms, from each request's intended start; medians where runs were repeated"
-            .to_owned(),
-    );
+    line(format!(
+        "tokens as counted by {}; latencies in ms, from each request's intended start; medians \
+         where runs were repeated",
+        token_sources(runs).join(" and ")
+    ));
     text
+}
+
+/// Who counted the tokens, in any of the runs.
+fn token_sources(runs: &[(usize, Run)]) -> Vec<String> {
+    let source = |record: &Record| Some(record.figures.get("tokens_source")?.as_str()?.to_owned());
+    let mut found: Vec<String> = runs.iter().filter_map(|(_, run)| source(&run.record)).collect();
+    found.sort_unstable();
+    found.dedup();
+    found
 }
 
 const COLUMNS: [&str; 12] = [
@@ -326,6 +372,16 @@ mod tests {
             panic!("help")
         };
         settings(&parsed)
+    }
+
+    #[test]
+    fn lengths_have_knees_of_their_own() {
+        let settings =
+            with(&["--concurrency", "1,4", "--n_predict", "8,64", "--input-tokens", "5"]).unwrap();
+        let point = |(load, rate)| Point { load, rate, latency: load };
+        let points = [(1.0, 90.0), (4.0, 95.0), (1.0, 500.0), (4.0, 900.0)].map(point);
+        let best = best(&settings, &points);
+        assert_eq!((best.knees, best.pareto), (vec![0, 3], vec![0, 1, 2, 3]));
     }
 
     #[test]

@@ -199,8 +199,9 @@ pub fn file_sha256(path: &Path) -> Result<String, String> {
 pub struct NoiseWatch {
     began: Instant,
     first: Load,
-    /// Ports of this machine whose servers are measured.
-    ports: Vec<u16>,
+    /// Processes whose work, with that of what they started, is no noise: this one, and the servers
+    /// that are measured.
+    own: Vec<u32>,
 }
 
 /// What has been counted since the machine started, in seconds.
@@ -217,13 +218,14 @@ struct Load {
 impl NoiseWatch {
     /// From now on. What servers on these ports of this machine take is not noise.
     pub fn start(ports: &[u16]) -> NoiseWatch {
-        let ports = ports.to_vec();
-        NoiseWatch { began: Instant::now(), first: Load::now(&ports), ports }
+        let mut own = processes::listeners(ports);
+        own.push(std::process::id());
+        NoiseWatch { began: Instant::now(), first: Load::now(&own), own }
     }
 
     /// What the machine did since; None: `/proc` does not tell, or no time has passed.
     pub fn stop(&self) -> Option<Noise> {
-        let last = Load::now(&self.ports);
+        let last = Load::now(&self.own);
         let first = &self.first;
         let (wall, total) = (self.began.elapsed().as_secs_f64(), last.total - first.total);
         if total <= 0.0 || wall <= 0.0 {
@@ -248,10 +250,10 @@ impl NoiseWatch {
 }
 
 impl Load {
-    fn now(ports: &[u16]) -> Load {
+    fn now(own: &[u32]) -> Load {
         let mut load = Load::default();
         load.read_stat(&fs::read_to_string("/proc/stat").unwrap_or_default());
-        load.own = own_cpu_s(ports);
+        load.own = own_cpu_s(own);
         load.pressures = ["cpu", "memory", "io"].map(|name| {
             waited_s(&fs::read_to_string(format!("/proc/pressure/{name}")).unwrap_or_default())
         });
@@ -278,8 +280,8 @@ fn waited_s(text: &str) -> Option<f64> {
     Some(us / 1e6)
 }
 
-/// Processor time of this process, those that it started, and the servers on `ports`.
-fn own_cpu_s(ports: &[u16]) -> f64 {
+/// Processor time of `roots`, one of which is this process, and of those that they started.
+fn own_cpu_s(roots: &[u32]) -> f64 {
     let ended = [UsageWho::RUSAGE_SELF, UsageWho::RUSAGE_CHILDREN].map(|who| {
         getrusage(who).map_or(0.0, |usage| {
             [usage.user_time(), usage.system_time()]
@@ -290,9 +292,7 @@ fn own_cpu_s(ports: &[u16]) -> f64 {
     });
     let table = processes::table();
     let me = std::process::id();
-    let mut roots: Vec<u32> = processes::listeners(ports);
-    roots.push(me);
-    let living = processes::descendants(&table, &roots);
+    let living = processes::descendants(&table, roots);
     let ticks: u64 = table
         .iter()
         .filter(|process| process.pid != me && living.contains(&process.pid))

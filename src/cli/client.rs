@@ -204,6 +204,7 @@ fn plan<'p>(
         sources,
         errors_max: None,
         keep: false,
+        settle: false,
     })
 }
 

@@ -1,6 +1,7 @@
 //! What the codecs of real backends share: options as JSON, and the failures that answers tell.
 
 use serde::Deserialize;
+use serde_json::value::RawValue;
 use serde_json::{Map, Number, Value};
 
 use super::{Account, Answer, Failure, FailureKind, TokenSource};
@@ -187,18 +188,37 @@ pub fn options(infer: &Infer<'_>, repeat_penalty: &str) -> Result<Map<String, Va
     Ok(body)
 }
 
-/// The messages of a chat, which must be a JSON array.
+/// The messages of a chat, which must be a JSON array. What is in it is the server's to judge, so
+/// that it goes out as it came.
 ///
 /// # Errors
 /// They are not.
-pub fn messages(text: &str) -> Result<Value, Failure> {
-    match serde_json::from_str(text) {
-        Ok(messages @ Value::Array(_)) => Ok(messages),
+pub fn messages(text: &str) -> Result<&RawValue, Failure> {
+    match serde_json::from_str::<&RawValue>(text) {
+        Ok(messages) if messages.get().starts_with('[') => Ok(messages),
         Ok(_) => Err(Failure::request(ErrorCode::BadRequest, "messages is not a JSON array")),
         Err(error) => {
             Err(Failure::request(ErrorCode::BadRequest, format!("messages is not JSON: {error}")))
         }
     }
+}
+
+/// A request's body: an object of these members, the messages last where there are any.
+pub fn body(mut members: Map<String, Value>, messages: Option<&RawValue>) -> Vec<u8> {
+    if messages.is_some() {
+        members.remove("messages");
+    }
+    let mut body = serde_json::to_vec(&members).expect("texts and numbers are JSON");
+    if let Some(messages) = messages {
+        body.pop();
+        if !members.is_empty() {
+            body.push(b',');
+        }
+        body.extend_from_slice(b"\"messages\":");
+        body.extend_from_slice(messages.get().as_bytes());
+        body.push(b'}');
+    }
+    body
 }
 
 /// The shortest decimal that gives the same f32 again: 0.7, and not 0.699999988079071.
@@ -388,5 +408,14 @@ mod tests {
             assert_eq!(options(&infer, "x").unwrap_err().message, message);
         }
         assert!(messages("{}").is_err() && messages("[").is_err() && messages("[]").is_ok());
+        let said = messages(" [ 1 ] ").unwrap();
+        let with = |members: Value| {
+            let members = members.as_object().cloned().unwrap_or_default();
+            String::from_utf8(super::body(members, Some(said))).unwrap()
+        };
+        assert_eq!(with(serde_json::json!({})), r#"{"messages":[ 1 ]}"#);
+        let members = serde_json::json!({ "messages": 0, "a": 1 });
+        assert_eq!(with(members), r#"{"a":1,"messages":[ 1 ]}"#);
+        assert_eq!(super::body(Map::new(), None), b"{}");
     }
 }

@@ -45,6 +45,8 @@ pub struct Plan<'p> {
     pub iters: Option<u64>,
     /// How many are asked before that and not recorded.
     pub warmup: u64,
+    /// What is found to be a start-up is not counted either.
+    pub settle: bool,
     /// No request starts later than this.
     pub duration: Option<Duration>,
     /// Requests at once; None (in an open loop): as many as it takes.

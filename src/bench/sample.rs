@@ -43,6 +43,9 @@ pub struct Sample {
     pub tokens: u32,
     /// Arrivals of text.
     pub events: u32,
+    /// Gaps that are told as none, and may have been longer than `load::look::BLUR_MAX`: the texts
+    /// were read late, and together.
+    pub blurred: u32,
     /// Where its gaps begin in `Recording::gaps_ms`; there are `events - 1`.
     pub gaps_at: usize,
     /// The server's own figures.
@@ -104,9 +107,7 @@ pub struct CoreUse {
     pub cpu_s: f64,
     /// From its first start to its last end, in seconds.
     pub wall_s: f64,
-    /// From when a request could start to its write.
-    pub send_lag: Durations,
-    /// From when the core woke up to its reading of what had come: what waited behind others.
+    /// From the kernel's stamp of what came to its being read.
     pub read_lag: Durations,
 }
 
@@ -190,6 +191,7 @@ pub(super) mod tests {
                 prompt_tokens: 1,
                 tokens: gaps.len() as u32 + 1,
                 events: gaps.len() as u32 + 1,
+                blurred: 0,
                 gaps_at: recording.gaps_ms.len(),
                 account: Account::default(),
                 server_queue_us: None,

@@ -187,11 +187,17 @@ impl<'p> Workload<'p> {
         if !self.chat && self.turns <= 1 {
             return Ask { text, chat: false, output, call: false };
         }
-        let role = |index: usize| if index.is_multiple_of(2) { "user" } else { "assistant" };
-        let message =
-            |(index, text): (usize, &String)| json!({ "role": role(index), "content": text });
-        let messages: Vec<Value> = said.iter().chain([&text]).enumerate().map(message).collect();
-        Ask { text: Value::Array(messages).to_string(), chat: true, output, call: false }
+        // Written out, and not built as values: this is done for each request while others wait.
+        let mut messages = String::with_capacity(text.len() + 64);
+        for (index, text) in said.iter().chain([&text]).enumerate() {
+            messages.push(if index == 0 { '[' } else { ',' });
+            let role = if index.is_multiple_of(2) { "user" } else { "assistant" };
+            messages.extend(["{\"role\":\"", role, "\",\"content\":"]);
+            messages += &serde_json::to_string(text).expect("a text is JSON");
+            messages.push('}');
+        }
+        messages.push(']');
+        Ask { text: messages, chat: true, output, call: false }
     }
 
     fn ask_list(&self, number: u64) -> Ask {

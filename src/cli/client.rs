@@ -206,6 +206,7 @@ fn plan<'p>(
         sources,
         errors_max: None,
         keep: false,
+        settle: false,
     })
 }
 

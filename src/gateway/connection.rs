@@ -23,6 +23,8 @@ pub struct Connection {
     pub hangup: bool,
     /// The end of what it sends was read.
     pub ended: bool,
+    /// When what was read last came, by the kernel's stamp; None: none was asked for.
+    pub arrived: Option<Instant>,
     /// It waits to be flushed at the end of the turn.
     pub is_dirty: bool,
     /// All that is pending goes out, then what the peer still sends is read over until it closes or
@@ -87,6 +89,7 @@ impl Connection {
             readable: true,
             hangup: false,
             ended: false,
+            arrived: None,
             is_dirty: false,
             lingering: None,
             head_since: now,

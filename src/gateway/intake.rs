@@ -50,7 +50,16 @@ impl Worker {
             return false;
         }
         let mut scratch = std::mem::take(&mut self.reactor.scratch);
-        let incoming = socket::read(&connection.stream, &mut scratch);
+        let incoming = if self.front.log.is_some() {
+            let (incoming, ago) = socket::read_stamped(&connection.stream, &mut scratch);
+            if let Incoming::Bytes(_) = incoming {
+                let ago = ago.unwrap_or_default().as_nanos() as u64;
+                connection.arrived = Some(Instant(self.reactor.tick().0.saturating_sub(ago)));
+            }
+            incoming
+        } else {
+            socket::read(&connection.stream, &mut scratch)
+        };
         let more = match incoming {
             Incoming::WouldBlock => {
                 connection.readable = false;
@@ -306,6 +315,11 @@ impl Worker {
         streamed: bool,
     ) {
         let now = self.reactor.now;
+        let received = match client {
+            Client::Http { connection } => self.front.connections.get_mut(connection),
+            Client::Binary { .. } => None,
+        };
+        let received = received.and_then(|connection| connection.arrived.take()).unwrap_or(now);
         let limit = match infer.deadline_ms {
             Some(ms) => Some(Duration::from_millis(u64::from(ms))),
             None => self.front.config.deadline,
@@ -318,8 +332,8 @@ impl Worker {
             weight,
             priority: infer.priority,
             session: infer.session.map(|session| prng::hash(0, session)),
-            received: now,
-            dispatched: now,
+            received,
+            dispatched: received,
             first: None,
             deadline: limit.map_or(Instant::FAR, |limit| now + limit),
             step_at: Instant::FAR,

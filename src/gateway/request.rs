@@ -199,7 +199,8 @@ impl Worker {
         let Some(mut job) = slot.take() else { return };
         // Delays count from when the last one was due, so that a late timer does not slow the whole
         // answer.
-        let due = if request.step_at == Instant::FAR { now } else { request.step_at };
+        let due =
+            if request.step_at == Instant::FAR { request.dispatched } else { request.step_at };
         let room = self.front.room(token);
         let front = &mut self.front;
         let next = job.step(now, room, &mut |output| {

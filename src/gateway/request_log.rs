@@ -6,7 +6,10 @@
 //! ```
 //!
 //! `id` is the client's `X-Request-Id`. `received_us` counts from the server's start, the others
-//! from the receipt. Over the binary protocol DONE tells the times to the client itself.
+//! from the receipt. A request is received when the kernel has the last of it, and a token is told
+//! when the write of it has returned: so the time in which this process sleeps, or reads others,
+//! is its own delay, as it is for whoever waits. Over the binary protocol DONE tells the times to
+//! the client itself.
 
 use std::collections::HashMap;
 use std::fs::File;

@@ -307,6 +307,11 @@ impl Worker {
 
     fn add_connection(&mut self, stream: std::net::TcpStream) {
         let now = self.reactor.now;
+        if self.front.log.is_some()
+            && let Err(error) = socket::stamp_arrivals(&stream)
+        {
+            log::warn!("--sim-log: requests are stamped late, as they are read: {error}");
+        }
         let token = self.front.connections.insert(Connection::new(stream, now));
         let Some(connection) = self.front.connections.get_mut(token) else { return };
         if let Err(error) = self.reactor.poller.register(&connection.stream, token) {

@@ -3,6 +3,8 @@
 use std::collections::BTreeSet;
 use std::fs;
 
+use crate::net::diag;
+
 /// A process.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Process {
@@ -66,11 +68,13 @@ pub fn listeners(ports: &[u16]) -> Vec<u32> {
     if ports.is_empty() {
         return Vec::new();
     }
-    let sockets: BTreeSet<String> = ["/proc/net/tcp", "/proc/net/tcp6"]
-        .iter()
-        .flat_map(|path| listening(&fs::read_to_string(path).unwrap_or_default(), ports))
-        .map(|inode| format!("socket:[{inode}]"))
-        .collect();
+    let inodes = diag::listening(ports).unwrap_or_else(|_| {
+        let tables = ["/proc/net/tcp", "/proc/net/tcp6"].iter();
+        let of_table = |path| listening(&fs::read_to_string(path).unwrap_or_default(), ports);
+        tables.flat_map(of_table).collect()
+    });
+    let sockets: BTreeSet<String> =
+        inodes.iter().map(|inode| format!("socket:[{inode}]")).collect();
     let holds = |pid: &u32| {
         let files = fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten();
         let mut links = files.filter_map(|file| fs::read_link(file.path()).ok());

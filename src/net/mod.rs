@@ -4,6 +4,7 @@
 //! A loop's turn is: wait, read (with a budget for each connection), step the machines, flush, fire
 //! timers.
 
+pub mod diag;
 pub mod heap;
 pub mod mesh;
 pub mod poller;

@@ -4,6 +4,7 @@
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpListener;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use serde_json::Value;
 
@@ -311,18 +312,51 @@ fn serve(answers: usize, answer: &'static str) -> String {
             std::thread::spawn(move || {
                 let mut reader = BufReader::new(stream.try_clone().unwrap());
                 for _ in 0..answers {
-                    let (mut line, mut length) = (String::new(), 0);
-                    while reader.read_line(&mut line).is_ok_and(|count| count > 2) {
-                        let value = line.to_ascii_lowercase();
-                        let value = value.strip_prefix("content-length:").map(str::trim);
-                        length = value.and_then(|v| v.parse().ok()).unwrap_or(length);
-                        line.clear();
-                    }
-                    let mut body = vec![0; length];
-                    if reader.read_exact(&mut body).is_err() || line.is_empty() {
+                    if !read_request(&mut reader) {
                         return;
                     }
                     let _ = (&stream).write_all(answer.as_bytes());
+                }
+            });
+        }
+    });
+    url
+}
+
+/// Reads a request over; false: there is none.
+fn read_request(reader: &mut impl BufRead) -> bool {
+    let (mut line, mut length) = (String::new(), 0);
+    while reader.read_line(&mut line).is_ok_and(|count| count > 2) {
+        let value = line.to_ascii_lowercase();
+        let value = value.strip_prefix("content-length:").map(str::trim);
+        length = value.and_then(|v| v.parse().ok()).unwrap_or(length);
+        line.clear();
+    }
+    let mut body = vec![0; length];
+    reader.read_exact(&mut body).is_ok() && !line.is_empty()
+}
+
+/// Answers each connection's first requests, as often as its number says, and closes it at one of
+/// the moments that hurt: behind an answer, a moment later, or with the next request's bytes in it,
+/// read or unread.
+fn serve_and_close() -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    std::thread::spawn(move || {
+        for (number, stream) in listener.incoming().map_while(Result::ok).enumerate() {
+            std::thread::spawn(move || {
+                let mut reader = BufReader::new(stream.try_clone().unwrap());
+                for _ in 0..=number % 3 {
+                    if !read_request(&mut reader) {
+                        return;
+                    }
+                    let _ = (&stream).write_all(STREAM.as_bytes());
+                }
+                match number % 4 {
+                    0 => {}
+                    1 => std::thread::sleep(Duration::from_micros(number as u64 * 97 % 3_000)),
+                    2 => drop(read_request(&mut reader)),
+                    _ => drop(reader.read_exact(&mut [0; 7])),
                 }
             });
         }
@@ -344,6 +378,30 @@ fn a_connection_that_the_server_closed_costs_no_request() {
         bench(&["latency", "--server", &url, "--chat", "--iters", "100", "--concurrency", "4"]);
     assert_eq!((&result["ok"], &result["errors"]), (&100.into(), &0.into()), "{result}");
     assert_eq!(result["tokens_source"], "usage");
+}
+
+#[test]
+fn whenever_the_server_closes_a_kept_connection_no_request_fails() {
+    let url = serve_and_close();
+    for load in [&["--concurrency", "8"][..], &["--rate", "400"]] {
+        let common = ["latency", "--server", &url, "--chat", "--iters", "400", "--warmup", "0"];
+        let result = bench(&[&common[..], load].concat());
+        assert_eq!((&result["ok"], &result["errors"]), (&400.into(), &0.into()), "{result}");
+        assert!(result["resent"].as_u64() > Some(0), "{result}");
+    }
+}
+
+#[test]
+fn a_start_up_is_dropped_unless_it_is_said_how_much_is() {
+    let server = Server::start(&["--sim-ttft", "1ms"]);
+    let args = ["latency", "--server", &server.url(), "--iters", "300", "--n_predict", "1"];
+    let by_hand = bench(&[&args[..], &["--warmup", "7"]].concat());
+    assert_eq!((&by_hand["ok"], &by_hand["warmup"]), (&300.into(), &7.into()));
+    assert!(by_hand["settled"]["dropped"].is_null(), "{}", by_hand["settled"]);
+    let found = bench(&[&args[..], &["--warmup", "auto"]].concat());
+    let dropped = found["settled"]["dropped"]["requests"].as_u64().unwrap_or(0);
+    assert_eq!(found["ok"].as_u64().unwrap() + dropped, 300, "{}", found["settled"]);
+    assert_eq!(found["ttft_ms"]["n"], found["ok"]);
 }
 
 #[test]

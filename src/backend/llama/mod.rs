@@ -44,16 +44,15 @@ pub fn encode(infer: &Infer<'_>) -> Result<Exchange, Failure> {
         return Err(Failure::request(ErrorCode::BadRequest, message));
     }
     let mut json = answer::options(infer, "repeat_penalty")?;
-    let (target, form) = match infer.input {
+    let (target, form, messages) = match infer.input {
         Input::Prompt(prompt) => {
             json.insert("prompt".to_owned(), prompt.into());
-            ("/completion", Form::Native)
+            ("/completion", Form::Native, None)
         }
         Input::Messages(text) => {
-            json.insert("messages".to_owned(), answer::messages(text)?);
             json.insert("timings_per_token".to_owned(), true.into());
             json.insert("stream_options".to_owned(), json!({ "include_usage": true }));
-            ("/v1/chat/completions", Form::Chat)
+            ("/v1/chat/completions", Form::Chat, Some(answer::messages(text)?))
         }
         Input::Api { .. } => unreachable!("it was answered above"),
     };
@@ -62,7 +61,7 @@ pub fn encode(infer: &Infer<'_>) -> Result<Exchange, Failure> {
         json.entry(name).or_insert(max_tokens.into());
     }
     let reader = Reader::new(Shape::Text, Some(form));
-    Ok(exchange("POST", target, Value::Object(json).to_string().into_bytes(), reader, 1, true))
+    Ok(exchange("POST", target, answer::body(json, messages), reader, 1, true))
 }
 
 fn api(method: &str, target: &str, body: &[u8]) -> Result<Exchange, Failure> {

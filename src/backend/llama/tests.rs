@@ -70,7 +70,7 @@ fn a_chat_counts_by_its_timings() {
     let infer = Infer { max_tokens: Some(3), ..Infer::new(Input::Messages("[]")) };
     assert_eq!(read(&infer, &events, 9, true), " a/2 /1 Length 23 3");
     let body = String::from_utf8(encode(&infer).unwrap().body).unwrap();
-    let wanted = r#"{"stream":true,"messages":[],"timings_per_token":true,"stream_options":{"include_usage":true},"max_tokens":3}"#;
+    let wanted = r#"{"stream":true,"timings_per_token":true,"stream_options":{"include_usage":true},"max_tokens":3,"messages":[]}"#;
     assert_eq!(body, wanted);
 }
 

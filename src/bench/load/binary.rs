@@ -164,6 +164,7 @@ impl Core<'_> {
                 Incoming::Bytes(count) => {
                     let (now, ago) = (self.reactor.tick(), ago.unwrap_or_default());
                     let arrival = Instant(now.0.saturating_sub(ago.as_nanos() as u64));
+                    self.usage.read_lag.record(now.micros_since(arrival));
                     self.binary_input(arrival, token, &scratch[..count]);
                     if count < scratch.len() {
                         break;

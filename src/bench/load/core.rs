@@ -45,7 +45,7 @@ pub(super) struct Core<'r> {
     pub fatal: Option<String>,
     pub cancels: VecDeque<(Instant, Token, u64)>,
     pub timeouts: VecDeque<(Instant, Token, u64)>,
-    usage: CoreUse,
+    pub usage: CoreUse,
     /// When the present turn began.
     woke: Instant,
     /// Turns in a row that came fast.
@@ -161,7 +161,9 @@ impl<'r> Core<'r> {
         if gathers {
             std::thread::sleep(GATHER);
         }
+        let waits_from = self.reactor.tick();
         self.reactor.wait(busy).map_err(|error| error.to_string())?;
+        self.recorder.look.ended(waits_from, self.reactor.now);
         let turned = self.reactor.now.since(self.woke);
         self.fast_turns = if turned < GATHER_BELOW + GATHER { self.fast_turns + 1 } else { 0 };
         self.woke = if gathers { now } else { self.reactor.now };
@@ -171,8 +173,6 @@ impl<'r> Core<'r> {
         }
         for index in 0..count {
             let Some((token, readiness)) = self.reactor.poller.event(index) else { continue };
-            let read_at = self.reactor.tick();
-            self.usage.read_lag.record(read_at.micros_since(self.woke));
             if token.kind() == CONNECTION {
                 self.binary_event(token);
             } else {
@@ -293,7 +293,6 @@ impl<'r> Core<'r> {
     /// Notes that a request goes out now.
     pub fn sends(&mut self, flight: &mut Flight) {
         flight.sent = self.reactor.tick();
-        self.usage.send_lag.record(flight.sent.micros_since(flight.startable));
     }
 
     /// Notes when a request is to be cancelled, and when it has failed.

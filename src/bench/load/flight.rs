@@ -3,6 +3,7 @@
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
+use super::look::{BLUR_MAX, Look};
 use crate::backend::Account;
 use crate::bench::plan::{Plan, Progress, Watcher};
 use crate::bench::sample::{Ended, Recording, Sample};
@@ -36,6 +37,8 @@ pub struct Flight {
     pub tokens: u64,
     /// Bytes of text so far.
     pub bytes: u64,
+    /// Gaps that were lost in late reads.
+    pub blurred: u32,
     /// Times between arrivals of text, in milliseconds.
     pub gaps_ms: Vec<f32>,
     /// Text that was received and not yet granted anew.
@@ -93,6 +96,8 @@ pub struct Recorder<'r> {
     pub recording: Recording,
     since: Option<Instant>,
     latest_end: Instant,
+    /// When what comes was looked for.
+    pub look: Look,
     /// Memory of gaps that can be used again.
     spare: Vec<Vec<f32>>,
 }
@@ -104,8 +109,9 @@ impl<'r> Recorder<'r> {
         watcher: Option<&'r mut dyn Watcher>,
     ) -> Recorder<'r> {
         let recording = Recording::default();
-        let latest_end = Instant::default();
-        Recorder { plan, shared, watcher, recording, since: None, latest_end, spare: Vec::new() }
+        let (latest_end, look) = (Instant::default(), Look::default());
+        let (since, spare) = (None, Vec::new());
+        Recorder { plan, shared, watcher, recording, since, latest_end, look, spare }
     }
 
     pub fn flight(&mut self, number: u64, intended: Instant, startable: Instant) -> Flight {
@@ -119,6 +125,7 @@ impl<'r> Recorder<'r> {
             last: None,
             tokens: 0,
             bytes: 0,
+            blurred: 0,
             gaps_ms: self.spare.pop().unwrap_or_default(),
             owed_credit: 0,
             cancelled: false,
@@ -141,7 +148,21 @@ impl<'r> Recorder<'r> {
         if flight.session.is_some() {
             flight.answer.push_str(&String::from_utf8_lossy(text));
         }
-        flight.arrived(now);
+        self.arrived(flight, now);
+    }
+
+    /// Something of the answer came: text, or a thought.
+    pub fn arrived(&mut self, flight: &mut Flight, now: Instant) {
+        match flight.last {
+            None => flight.first = Some(now),
+            Some(last) => {
+                let gap = now.since(last);
+                flight.gaps_ms.push((gap.as_nanos() as f64 / 1e6) as f32);
+                let together = gap == Duration::ZERO;
+                flight.blurred += u32::from(together && self.look.reach(now) > BLUR_MAX);
+            }
+        }
+        flight.last = Some(now);
     }
 
     pub fn tick(&mut self) {
@@ -200,6 +221,7 @@ impl<'r> Recorder<'r> {
             prompt_tokens: done.prompt_tokens,
             tokens: u32::try_from(tokens).unwrap_or(u32::MAX),
             events: flight.first.map_or(0, |_| flight.gaps_ms.len() as u32 + 1),
+            blurred: flight.blurred,
             gaps_at,
             account: flight.account,
             server_queue_us: timed.then_some(done.queue_us),
@@ -240,19 +262,5 @@ impl<'r> Recorder<'r> {
     pub fn finish(self) -> (Recording, Option<(Instant, Instant)>) {
         let span = self.since.map(|since| (since, self.latest_end));
         (self.recording, span)
-    }
-}
-
-impl Flight {
-    /// Something of the answer came: text, or a thought.
-    pub fn arrived(&mut self, now: Instant) {
-        match self.last {
-            None => self.first = Some(now),
-            Some(last) => {
-                let gap = now.since(last);
-                self.gaps_ms.push((gap.as_nanos() as f64 / 1e6) as f32);
-            }
-        }
-        self.last = Some(now);
     }
 }

@@ -96,7 +96,7 @@ impl Core<'_> {
     }
 
     pub(super) fn http_event(&mut self, token: Token, readiness: Readiness) {
-        let Core { http: Some(http), reactor, recorder, .. } = self else { return };
+        let Core { http: Some(http), reactor, recorder, usage, .. } = self else { return };
         let Http { engine, flights, ended, arrival, .. } = http;
         arrival.set(reactor.now);
         let mut sink =
@@ -104,6 +104,9 @@ impl Core<'_> {
         let mut more = engine.event(reactor, token, readiness, &mut sink);
         while more {
             more = engine.read(reactor, token, &mut sink);
+        }
+        if readiness.readable {
+            usage.read_lag.record(reactor.now.micros_since(arrival.get()));
         }
         self.settle_http();
     }
@@ -170,7 +173,7 @@ fn told(
         }
         Output::Progress { tokens } => {
             entry.flight.tokens += u64::from(tokens);
-            entry.flight.arrived(now);
+            recorder.arrived(&mut entry.flight, now);
         }
         Output::Head { .. } => {}
         Output::Moved { call } => {

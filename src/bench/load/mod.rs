@@ -13,6 +13,7 @@ mod connection;
 mod core;
 mod flight;
 mod http;
+mod look;
 
 use std::sync::atomic::Ordering;
 use std::time::Duration;

@@ -6,6 +6,7 @@
 //! `tpot_ms` each request's mean time a token: a stall shows in the first and drowns in the second.
 
 pub mod series;
+mod settle;
 pub mod slo;
 pub mod verdict;
 
@@ -17,7 +18,6 @@ use super::plan::Plan;
 use super::record::{Distribution, Record};
 use super::sample::{Recording, Sample, ms};
 use super::statistics::dependence::{mean_interval, quantile_inflation};
-use super::statistics::steady::{self, Steady};
 use super::statistics::{CONFIDENCE, Interval, mean};
 use crate::bench::arrival::Arrivals;
 use crate::bench::workload::Source;
@@ -38,6 +38,8 @@ pub struct Outcome {
     pub record: Record,
     /// Whether the generator kept up.
     pub verdict: Verdict,
+    /// What was left out as a start-up, and why.
+    pub dropped: Option<String>,
     /// What makes figures mean something else than they seem to.
     pub warnings: Vec<String>,
 }
@@ -92,8 +94,11 @@ pub fn distribution(series: &[f64]) -> Distribution {
 }
 
 impl Outcome {
-    /// Of a run that was done as planned.
-    pub fn new(recording: &Recording, plan: &Plan<'_>, slo: Option<&Slo>) -> Outcome {
+    /// Of a run that was done as planned. What is found to be its start-up becomes a part of its
+    /// warm-up, if the plan has it so.
+    pub fn new(recording: &mut Recording, plan: &Plan<'_>, slo: Option<&Slo>) -> Outcome {
+        let settled = settle::settle(recording, plan.settle);
+        let recording = &*recording;
         let mut record = Record::new(Vec::new(), String::new());
         let report = &recording.report;
         (record.wall_s, record.ok, record.errors) =
@@ -105,7 +110,7 @@ impl Outcome {
             record.set_distribution(name, &distribution(&series));
         }
         tokens(recording, plan, &mut record, &mut warnings);
-        settled(recording, &mut record, &mut warnings);
+        settled.tell(plan.warmup, &mut record, &mut warnings);
         if let Some(slo) = slo {
             let met = slo.goodput(recording);
             let rate = if report.wall_s > 0.0 { met as f64 / report.wall_s } else { 0.0 };
@@ -122,7 +127,7 @@ impl Outcome {
         }
         record.series = series::of(recording);
         record.set("warnings", warnings.clone());
-        Outcome { record, verdict, warnings }
+        Outcome { record, verdict, dropped: settled.why(), warnings }
     }
 
     /// For people.
@@ -158,6 +163,9 @@ impl Outcome {
         let resent = number("resent");
         if resent > 0.0 {
             text += &format!("  {resent} sent again: the server had closed their connection\n");
+        }
+        if let Some(dropped) = &self.dropped {
+            text += &format!("  {dropped}\n");
         }
         for warning in &self.warnings {
             text += &format!("  warning: {warning}\n");
@@ -309,31 +317,6 @@ fn tokens(recording: &Recording, plan: &Plan<'_>, record: &mut Record, warnings:
                 100.0 * share
             ));
         }
-    }
-}
-
-/// Says whether the run came to rest. Nothing is cut by itself: what looks like a start-up may be
-/// the stall that is looked for.
-fn settled(recording: &Recording, record: &mut Record, warnings: &mut Vec<String>) {
-    let counted = recording.samples.iter().filter(|sample| sample.counts());
-    let series: Vec<f64> = counted.map(Sample::service_ms).collect();
-    let (verdict, from) = match steady::detect(&series) {
-        Steady::From(cut) => ("steady", Some(cut)),
-        Steady::Never => ("never", None),
-        Steady::TooFew => ("too few", None),
-    };
-    record.set("settled", json!({ "verdict": verdict, "from_request": from }));
-    match (verdict, from) {
-        ("never", _) => warnings.push(
-            "the run did not come to rest: its second half differs from its first; run longer"
-                .to_owned(),
-        ),
-        (_, Some(cut)) if cut * 10 > series.len() => warnings.push(format!(
-            "the first {cut} of {} requests differ from the rest; if that is no stall but a \
-             start-up, raise --warmup",
-            series.len()
-        )),
-        _ => {}
     }
 }
 

@@ -10,8 +10,12 @@ use crate::metrics::durations::Durations;
 
 /// One in a hundred requests may go out this late, in milliseconds: twice the error that is
 /// promised of a percentile, at rates where nothing is short. How long arrivals wait to be read is
-/// told and not judged, since the kernel stamps them when they come.
+/// told and not judged by itself: the kernel stamps them when they come, and in a closed loop the
+/// next request is late by as much, and is judged.
 pub const LAG_MAX_MS: f64 = 1.0;
+/// The share of gaps between texts that may be lost since the texts were read late, and together:
+/// past it the 99th percentile is not what it says.
+pub const BLURRED_SHARE_MAX: f64 = 0.01;
 /// The share of its core that a generator may use: past it, queueing theory says, arrivals wait ten
 /// times as long as they take.
 pub const CPU_SHARE_MAX: f64 = 0.9;
@@ -29,6 +33,7 @@ pub struct Verdict {
     send_lag: Durations,
     read_lag: Durations,
     sent_share: Option<f64>,
+    blurred_share: f64,
 }
 
 impl Verdict {
@@ -39,9 +44,15 @@ impl Verdict {
             verdict.cpu_s += core.cpu_s;
             let share = if core.wall_s > 0.0 { core.cpu_s / core.wall_s } else { 0.0 };
             verdict.cpu_share = verdict.cpu_share.max(share);
-            verdict.send_lag.merge(&core.send_lag);
             verdict.read_lag.merge(&core.read_lag);
         }
+        let (mut gaps, mut blurred) = (0, 0);
+        for sample in recording.samples.iter().filter(|sample| !sample.warmup) {
+            verdict.send_lag.record(sample.sent.micros_since(sample.startable));
+            gaps += u64::from(sample.events.saturating_sub(1));
+            blurred += u64::from(sample.blurred);
+        }
+        verdict.blurred_share = blurred as f64 / gaps.max(1) as f64;
         let sends: Vec<u64> = recording.samples.iter().map(|sample| sample.sent.0).collect();
         let starts: Vec<u64> = recording.samples.iter().map(|sample| sample.intended.0).collect();
         let span = |times: &[u64]| match (times.iter().min(), times.iter().max()) {
@@ -70,6 +81,14 @@ impl Verdict {
                 100.0 * CPU_SHARE_MAX
             ));
         }
+        if self.blurred_share > BLURRED_SHARE_MAX {
+            self.reasons.push(format!(
+                "{:.1} % of the gaps between texts were lost: it read the texts late, and together \
+                 (limit {:.0} %)",
+                100.0 * self.blurred_share,
+                100.0 * BLURRED_SHARE_MAX
+            ));
+        }
         if let Some(share) = self.sent_share.filter(|share| *share < RATE_SHARE_MIN) {
             self.reasons.push(format!(
                 "it sent {:.1} % of the rate asked for (limit {:.0} %)",
@@ -90,7 +109,11 @@ impl Verdict {
             "limited": self.is_limited(), "reasons": self.reasons, "cores": self.cores,
             "cpu_s": self.cpu_s, "cpu_share": self.cpu_share, "sent_share": self.sent_share,
             "send_lag_ms": self.send_lag.to_json(), "read_lag_ms": self.read_lag.to_json(),
-            "limits": { "lag_p99_ms": LAG_MAX_MS, "cpu_share": CPU_SHARE_MAX, "sent_share": RATE_SHARE_MIN },
+            "blurred_share": self.blurred_share,
+            "limits": {
+                "lag_p99_ms": LAG_MAX_MS, "cpu_share": CPU_SHARE_MAX, "sent_share": RATE_SHARE_MIN,
+                "blurred_share": BLURRED_SHARE_MAX,
+            },
         })
     }
 }
@@ -107,12 +130,21 @@ mod tests {
             cpu_share: 0.97,
             send_lag: late,
             sent_share: Some(0.5),
+            blurred_share: 0.02,
             ..Verdict::default()
         };
         verdict.judge(1.0);
-        assert_eq!(verdict.reasons.len(), 3, "{:?}", verdict.reasons);
+        assert_eq!(verdict.reasons.len(), 4, "{:?}", verdict.reasons);
         assert!(verdict.reasons[0].contains("went out over 5.00 ms late"), "{:?}", verdict.reasons);
-        let mut fine = Verdict { cpu_share: 0.5, sent_share: Some(0.999), ..Verdict::default() };
+        assert!(verdict.reasons[2].starts_with("2.0 % of the gaps"), "{:?}", verdict.reasons);
+        let mut fine = Verdict {
+            cpu_share: 0.5,
+            sent_share: Some(0.999),
+            blurred_share: 0.009,
+            ..Verdict::default()
+        };
+        // However late it read: the kernel's stamps say when it came.
+        (0..1_000).for_each(|_| fine.read_lag.record(9_000));
         fine.judge(1.0);
         assert!(!fine.is_limited());
     }

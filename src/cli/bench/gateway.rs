@@ -91,6 +91,8 @@ fn pairs(parsed: &Parsed) -> Result<(), Error> {
         for way in [first, 1 - first] {
             let (name, setup) = ways[way];
             let mut plan = setup.plan(parsed).map_err(usage)?;
+            // Both of a pair are compared over the same requests.
+            plan.settle = false;
             plan.seed = plan.seed.wrapping_add(u64::from(round));
             if let Source::Synthetic(synthetic) = &mut plan.workload.source {
                 synthetic.seed = plan.seed;

@@ -54,7 +54,12 @@ pub const FLAGS: [Flag; 29] = [
     Flag::new("extra", "JSON", "an object that is merged into the server's request"),
     Flag::new("iters", "N", "requests that count (100; with --duration as many as fit)"),
     Flag::new("duration", "TIME", "no request starts later"),
-    Flag::new("warmup", "N", "requests ahead of those that count (enough to fill the server)"),
+    Flag::new(
+        "warmup",
+        "N",
+        "requests ahead of those that count; auto: enough to fill the server, and what of the \
+         rest is found to be a start-up (auto)",
+    ),
     Flag::new("concurrency", "N", "requests at once (1); with --rate a bound, whose wait counts"),
     Flag::new("rate", "R", "requests a second, whether or not others have ended"),
     Flag::new("arrival", "KIND", "with --rate: poisson, fixed, or gamma:SHAPE (poisson)"),
@@ -161,11 +166,16 @@ impl Setup {
             iters = Some(iters.unwrap_or(u64::MAX).min(lines.len() as u64));
         }
         let iters = iters.or(if duration.is_some() { None } else { Some(100) });
-        let warmup = parsed.number("warmup", 0, u64::MAX)?;
+        let warmup = match parsed.text("warmup") {
+            None | Some("auto") => None,
+            Some(_) => parsed.number("warmup", 0, u64::MAX)?,
+        };
         let lengths = match &self.arrivals {
             Arrivals::Trace(lines) => lines.clone(),
             _ => Vec::new(),
         };
+        // Of a trace the start is a part, whatever it looks like.
+        let settle = warmup.is_none() && !matches!(self.arrivals, Arrivals::Trace(_));
         let warmup = warmup.unwrap_or_else(|| warmup_default(&self.arrivals, concurrency));
         let turns = parsed.number("turns", 1, TURNS_MAX)?.unwrap_or(1);
         // No session is half in the warm-up.
@@ -203,6 +213,7 @@ impl Setup {
             sources: Vec::new(),
             errors_max: Some(self.errors_max),
             keep: true,
+            settle,
         })
     }
 }
@@ -383,8 +394,8 @@ pub fn measure(plan: &Plan<'_>, setup: &Setup, label: &str) -> Result<(Recording
     let mut screen = Screen::new(plan.iters.map(|iters| iters + plan.warmup), label);
     let recording = load::run(plan, &mut screen);
     screen.end();
-    let recording = recording.map_err(Error::Failed)?;
-    let mut outcome = Outcome::new(&recording, plan, setup.slo.as_ref());
+    let mut recording = recording.map_err(Error::Failed)?;
+    let mut outcome = Outcome::new(&mut recording, plan, setup.slo.as_ref());
     let record = &mut outcome.record;
     record.started_at = started_at;
     record.command = std::env::args().skip(1).collect();

@@ -7,6 +7,7 @@ mod bench_report;
 mod cli;
 mod common;
 mod gpu;
+mod gpu_faults;
 mod hostile;
 mod llama;
 mod mpirun;

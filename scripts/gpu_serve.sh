@@ -36,7 +36,7 @@ start card --device "$device" && card=$port
 # Until the card is open the CPU draws; then both are asked, and must say the same.
 for _ in $(seq 100); do
     "$cnse" client --server 127.0.0.1 --port "$card" --prompt warm --n-predict 4 >/dev/null 2>&1
-    ! get "$card" /metrics | grep -q '^cnse_gpu_kernel_seconds_total{.*} 0*[.]*0*[1-9]' || break
+    ! get "$card" /metrics | grep -E '^cnse_gpu_kernel_seconds_total.* 0*[.]*0*[1-9]' >/dev/null || break
     sleep 0.05
 done
 for seed in 1 2 3 4; do
@@ -66,7 +66,7 @@ done >"$work/rows.jsonl"
 for port in "$cpu" "$card"; do
     "$cnse" schedule --input "$work/rows.jsonl" --output "$work/served.$port.jsonl" --ordered --quiet \
         --server "http://127.0.0.1:$port" >/dev/null 2>&1
-    grep -o '"data":.*"model"' "$work/served.$port.jsonl" >"$work/data.$port"
+    grep -o '"data":\[.*\]' "$work/served.$port.jsonl" >"$work/data.$port"
 done
 same "serve --post on the card and on the CPU" "$work/data.$cpu" "$work/data.$card"
 
@@ -85,5 +85,5 @@ same "search on the card and on the CPU" "$work/found.cpu" "$work/found.$device"
 
 "$cnse" bench latency --server "http://127.0.0.1:$card" --iters 200 --concurrency 16 --n-predict 32 --json >"$work/bench" 2>/dev/null
 tr -d '\n' <"$work/bench" | grep -oE '"gpu(s|_driver|_state|)": ?(\[[^]]*\]|\{[^}]*\}|"[^"]*")' || echo "the bench's result says nothing of a card"
-get "$card" /metrics | grep -E '^cnse_gpu'
+get "$card" /metrics | grep -E '^cnse_gpu' || { echo "/metrics says nothing of a card" && exit 1; }
 grep -c "the CPU does the card's work" "$work/card.log" && { cat "$work/card.log"; exit 1; } || true

@@ -32,7 +32,7 @@ numpy.save(f"{folder}/corpus.npy", corpus)
 for count in (1, 8, 64):
     numpy.save(f"{folder}/{count}.npy", corpus[:count] + 0.5 * rng.standard_normal((count, dims), dtype=numpy.float32) / dims**0.5)
 PY
-cat >"$work/faiss.py" <<'PY'
+cat >"$work/peer.py" <<'PY'
 import sys, time, numpy, faiss
 corpus, queries = numpy.load(sys.argv[1]), numpy.load(sys.argv[2])
 k, threads, repeats = map(int, sys.argv[3:6])
@@ -53,7 +53,7 @@ for round in $(seq "$rounds"); do
     for threads in 1 "$cores"; do
         for count in 1 8 64; do
             read -r ours found < <("$bench" "$work/corpus.npy" "$work/$count.npy" 10 "$threads" 5)
-            read -r theirs wanted < <("$python" "$work/faiss.py" "$work/corpus.npy" "$work/$count.npy" 10 "$threads" 5)
+            read -r theirs wanted < <("$python" "$work/peer.py" "$work/corpus.npy" "$work/$count.npy" 10 "$threads" 5)
             [ "$found" = "$wanted" ] || { echo "compare_search.sh: error: other rows: $found, faiss $wanted" >&2; exit 1; }
             printf 'round %d: %2d threads, %2d queries: cnse %9.3f ms, faiss %9.3f ms\n' "$round" "$threads" "$count" "$ours" "$theirs"
             echo "$threads $count $ours $theirs" >>"$work/results"

@@ -16,7 +16,7 @@ trap 'kill $(jobs -p) 2>/dev/null || true; wait 2>/dev/null || true; rm -rf "$wo
 run() {
     : >"$work/log"
     # shellcheck disable=SC2086
-    "$cnse" serve --port 0 --threads 1 --no-pin --sim-itl 2ms --sim-log "$work/log" $2 2>"$work/server" &
+    "$cnse" serve --sim-model words --port 0 --threads 1 --no-pin --sim-itl 2ms --sim-log "$work/log" $2 2>"$work/server" &
     local server=$! port=
     for _ in $(seq 100); do
         port=$(sed -n 's/.*listening on [^ ]*:\([0-9]*\) .*/\1/p' "$work/server")

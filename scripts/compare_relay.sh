@@ -70,8 +70,8 @@ LUA
 # What a peer said is shown if it does not start.
 run() { taskset -c "$1" "${@:2}" >>"$work/log" 2>&1 & }
 serve() { run "$1" "$cnse" serve --threads 1 --no-pin --log warn "${@:2}"; }
-serve 1 --port 5190
-serve 1 --port 5290 --sim-itl lognormal:10ms,0.3
+serve 1 --port 5190 --sim-model words
+serve 1 --port 5290 --sim-model words --sim-itl lognormal:10ms,0.3
 serve 0 --port 5191 --openai-url http://127.0.0.1:5190; cnse_plain=$!
 serve 0 --port 5291 --openai-url http://127.0.0.1:5290; cnse_paced=$!
 run 0 haproxy -f "$work/haproxy.cfg"; haproxy=$!

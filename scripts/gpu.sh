@@ -22,7 +22,7 @@ cp "$sampling" "$folder/sampling"
 cp "${CARGO_TARGET_DIR:-target}/release/cnse" "$folder/cnse"
 # The host with the card has no use for line tables.
 if command -v strip >/dev/null; then strip "$folder/cnse" "$folder/sampling"; fi
-cp scripts/gpu_torch.py "$folder/"
+cp scripts/gpu_torch.py scripts/gpu_serve.sh "$folder/"
 cat >"$folder/run.sh" <<'RUN'
 #!/usr/bin/env bash
 # The proofs of cnse on a card; see scripts/gpu.sh. Exits 1 if one of them fails.
@@ -57,6 +57,11 @@ proof self-test "$cnse" gpu --device cuda:0 --cases "${CASES:-200}"
 sed -n 's/^\(  .* shapes: \)/         \1/p' "$out/self-test.txt"
 proof sampling "$here/sampling" --cases "${CASES:-200}"
 tail -n 12 "$out/sampling.txt" | sed 's/^/         /'
+proof offload "$here/sampling" offload
+tail -n 4 "$out/offload.txt" | sed 's/^/         /'
+# The gateway: tokens and embeddings on the card, what it says of it, and the same answers from a CPU.
+proof serve bash "$here/gpu_serve.sh" "$cnse"
+grep -E '^cnse_gpu|tokens/s|same' "$out/serve.txt" | sed 's/^/         /'
 proof sampling-bench "$here/sampling" bench
 cat "$out/sampling-bench.txt"
 proof bench "$cnse" bench gpu --csv "$out/gpu.csv"

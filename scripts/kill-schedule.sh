@@ -91,7 +91,7 @@ ranks() {
 
 ports=(0 0)
 backend() { # NUMBER
-    "$serve" serve --port "${ports[$1]}" --threads 1 --no-pin --sim-slots 8 --sim-ttft 20ms --sim-itl lognormal:4ms,0.5 \
+    "$serve" serve --port "${ports[$1]}" --threads 1 --no-pin --sim-model words --sim-slots 8 --sim-ttft 20ms --sim-itl lognormal:4ms,0.5 \
         --log info >"$work/backend-$1" 2>&1 &
     backends[$1]=$!
     disown

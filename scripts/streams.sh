@@ -12,7 +12,7 @@ ulimit -n "$(ulimit -Hn)"
 
 trap 'kill $(jobs -p) 2>/dev/null || true' EXIT
 serve() {
-    "$cnse" serve --port 5181 --sim-itl 200ms --log error --max-connections 40000 &
+    "$cnse" serve --port 5181 --sim-model words --sim-itl 200ms --log error --max-connections 40000 &
     server=$!
     sleep 1
     "$cnse" client --port 5181 --prompt warm --iters 100 --concurrency 10 --n_predict 1 >/dev/null

@@ -44,7 +44,7 @@ work=$(mktemp -d)
 trap 'kill $(jobs -p) 2>/dev/null || true; wait 2>/dev/null || true; rm -rf "$work"' EXIT
 
 if [ -z "$server" ]; then
-    "$cnse" serve --port 0 --sim-slots 8 --sim-ttft 30ms --sim-itl 5ms 2>"$work/server" &
+    "$cnse" serve --port 0 --sim-model words --sim-slots 8 --sim-ttft 30ms --sim-itl 5ms 2>"$work/server" &
     for _ in $(seq 100); do
         port=$(sed -n 's/.*listening on [^ ]*:\([0-9]*\) .*/\1/p' "$work/server")
         [ -z "$port" ] || break

@@ -141,7 +141,7 @@ start gateway-embeddings env CNSE_API_KEY=secret target/release/cnse serve --por
 gateway_embeddings=$address
 start openai env CNSE_API_KEY=secret target/release/cnse serve --port 0 --openai-url "http://$llama"
 openai=$address
-start builtin target/release/cnse serve --port 0
+start builtin target/release/cnse serve --port 0 --sim-model words
 builtin=$address
 for address in "$llama" "$embeddings" "$gateway" "$gateway_embeddings" "$openai" "$builtin"; do
     wait_ready "$address"

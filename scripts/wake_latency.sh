@@ -14,7 +14,7 @@ work=$(mktemp -d)
 server=
 trap '[ -z "$server" ] || kill "$server" 2>/dev/null || true; rm -rf "$work"' EXIT
 
-"$cnse" serve --port 0 --threads 1 --sim-ttft 50ms --sim-log "$work/log" 2>"$work/serve" &
+"$cnse" serve --sim-model words --port 0 --threads 1 --sim-ttft 50ms --sim-log "$work/log" 2>"$work/serve" &
 server=$!
 for _ in $(seq 100); do
     address=$(sed -nE 's|.*listening on ([0-9.]+:[0-9]+).*|\1|p' "$work/serve")

@@ -6,9 +6,13 @@
 //!     --cases N              random batches (400)
 //!     --largest V            vocabularies of up to V in the edge cases (262144)
 //!     --draws N              thousands of draws for each distribution (200)
+//! cuda offload               rows and tokens: a card that is well, full, and lost (some 30 s)
 //! cuda bench                 what sampling costs, as a table
 //! cuda bench ROWS VOCAB      of one shape
 //! ```
+
+#[path = "cuda/offload.rs"]
+mod offload;
 
 use std::env::Args;
 use std::iter::Skip;
@@ -27,6 +31,7 @@ const ROWS_MAX: u64 = 256;
 
 fn main() {
     let (mut cases, mut draws, mut largest, mut bench) = (400, 200, VOCAB_MAX, None);
+    let mut only_offload = false;
     let mut args = std::env::args().skip(1);
     while let Some(arg) = args.next() {
         let number =
@@ -38,6 +43,7 @@ fn main() {
             "bench" => {
                 bench = Some(args.by_ref().map_while(|n| n.parse().ok()).collect::<Vec<_>>())
             }
+            "offload" => only_offload = true,
             // What cargo hands to every test.
             _ => {}
         }
@@ -51,6 +57,10 @@ fn main() {
     };
     let facts = gpu.facts();
     println!("{}: opened in {:?}, kernels loaded in {:?}", facts.name, facts.opened, facts.loaded);
+    if only_offload {
+        offload::run();
+        return println!("passed");
+    }
     let mut stand = Stand::open(&gpu);
     if let Some(only) = bench {
         return stand.bench(&only);

@@ -20,9 +20,11 @@ use serde_json::value::RawValue;
 use super::error::Error;
 use super::lines::Lines;
 use crate::backend::embeddings::vectors;
+use crate::cuda::{Choice, Device, Offload};
 use crate::limits::{BATCH_BLOCK_BYTES, RESULT_LINE_BYTES_MAX};
-use crate::post::embedding::search::Hit;
-use crate::post::matrix::{Matrix, Writer};
+use crate::post::embedding::search::{Hit, Kind};
+use crate::post::embedding::{self, check_finite};
+use crate::post::matrix::{Matrix, Values, Writer};
 use crate::post::nearest::{Wanted, nearest, oversample};
 use crate::post::plan::Plan;
 use crate::wire::embeddings::Answer;
@@ -42,6 +44,8 @@ pub struct MatrixPlan {
     pub matrix: PathBuf,
     /// How many threads work.
     pub threads: usize,
+    /// And which card.
+    pub device: Device,
 }
 
 /// What was made.
@@ -102,6 +106,11 @@ pub fn make(plan: &MatrixPlan) -> Result<Made, Error> {
         if answer.dims == 0 {
             continue;
         }
+        let (dims, wanted) = (answer.dims, plan.plan.truncate.unwrap_or(0));
+        if wanted > dims {
+            let narrow = embedding::Error::TooNarrow { dims, wanted };
+            return Err(wrong(&result.custom_id, narrow.to_string()));
+        }
         let maker = match &mut maker {
             Some(maker) => maker,
             none => none.insert(Maker::create(plan, answer.dims)?),
@@ -114,12 +123,9 @@ pub fn make(plan: &MatrixPlan) -> Result<Made, Error> {
             );
             return Err(wrong(&result.custom_id, message));
         }
-        // Looked at here, where it still has a name.
-        let mut vectors = answer.vectors;
-        plan.plan
-            .shape(&mut vectors, maker.dims, 1)
+        check_finite(&answer.vectors, maker.dims)
             .map_err(|error| wrong(&result.custom_id, error.to_string()))?;
-        maker.add(&result.custom_id, vectors)?;
+        maker.add(&result.custom_id, number, answer.vectors)?;
     }
     match maker {
         Some(maker) => maker.finish(),
@@ -136,9 +142,20 @@ struct Maker<'a> {
     matrix: Sink,
     ids: Text,
     topk: Option<(usize, Matrix, Text)>,
+    /// As they come, and looked at.
     gathered: Vec<f32>,
-    names: Vec<(String, usize)>,
+    names: Vec<Name>,
+    offload: Offload,
     rows: u64,
+}
+
+/// Where a vector comes from.
+struct Name {
+    custom_id: String,
+    /// Its number in its row's answer.
+    index: usize,
+    /// The line of the output.
+    line: u64,
 }
 
 enum Sink {
@@ -148,7 +165,7 @@ enum Sink {
 
 impl<'a> Maker<'a> {
     fn create(plan: &'a MatrixPlan, dims: usize) -> Result<Maker<'a>, Error> {
-        let to = plan.plan.truncate.unwrap_or(dims).min(dims);
+        let to = plan.plan.truncate.unwrap_or(dims);
         let is_lines = plan.matrix.extension().is_some_and(|extension| extension == "jsonl");
         let matrix = if is_lines {
             Sink::Lines(Text::create(&plan.matrix)?)
@@ -164,50 +181,94 @@ impl<'a> Maker<'a> {
         };
         let ids = Text::create(&ids_path(&plan.matrix))?;
         let (gathered, names) = (Vec::new(), Vec::new());
-        Ok(Maker { plan, dims, to, matrix, ids, topk, gathered, names, rows: 0 })
+        if let Choice::Device(_) = plan.device.choice()
+            && let Err(why) = plan.device.start().wait()
+        {
+            plan.device.give_up(why);
+        }
+        let offload = Offload::new(&plan.device);
+        Ok(Maker { plan, dims, to, matrix, ids, topk, gathered, names, offload, rows: 0 })
     }
 
-    /// Adds a row's vectors, which are shaped.
-    fn add(&mut self, custom_id: &str, mut vectors: Vec<f32>) -> Result<(), Error> {
-        for index in 0..vectors.len() / self.to {
-            self.names.push((custom_id.to_owned(), index));
+    /// Adds a row's vectors.
+    fn add(&mut self, custom_id: &str, line: u64, mut vectors: Vec<f32>) -> Result<(), Error> {
+        for index in 0..vectors.len() / self.dims {
+            self.names.push(Name { custom_id: custom_id.to_owned(), index, line });
         }
         self.gathered.append(&mut vectors);
         if self.gathered.len() >= GATHERED_FLOATS { self.work() } else { Ok(()) }
     }
 
     fn work(&mut self) -> Result<(), Error> {
-        let (plan, threads) = (self.plan, self.plan.threads);
         let (gathered, names) =
             (std::mem::take(&mut self.gathered), std::mem::take(&mut self.names));
-        if let Some((k, corpus, text)) = &mut self.topk {
-            let oversample = oversample(corpus.kind());
-            let (queries, dims, k) = (gathered.as_slice(), self.to, *k);
-            let wanted = Wanted { queries, dims, k, oversample, threads };
-            let found = nearest(corpus, None, &wanted).map_err(Error::post)?;
-            for ((id, index), hits) in names.iter().zip(found) {
-                let hit = |hit: &Hit| json!({ "row": hit.row, "score": hit.score });
-                let hits: Vec<_> = hits.iter().map(hit).collect();
-                text.line(
-                    &json!({ "custom_id": id, "index": index, "nearest": hits }).to_string(),
-                )?;
+        let plan = &self.plan.plan;
+        let values = match self.topk.is_some() {
+            true => {
+                // The queries are floats, whatever the matrix is made of.
+                let floats = Plan { kind: Kind::F32, ..plan.clone() };
+                let Values::F32(shaped) = self.transform(&floats, gathered, self.dims, &names)?
+                else {
+                    unreachable!("the plan says floats")
+                };
+                self.search(&shaped, &names)?;
+                let quantized = Plan { truncate: None, normalize: false, ..plan.clone() };
+                self.transform(&quantized, shaped, self.to, &names)?
             }
-        }
-        let values = plan.plan.quantize(gathered, self.to, threads).map_err(Error::post)?;
+            false => self.transform(plan, gathered, self.dims, &names)?,
+        };
         match &mut self.matrix {
             Sink::Npy(writer) => writer.append(values.rows()).map_err(Error::post)?,
             Sink::Lines(text) => {
-                for ((id, index), vector) in names.iter().zip(vectors(&values, self.to)) {
-                    let vector = vector.json().map_err(Error::post)?;
-                    let line = json!({ "custom_id": id, "index": index, "embedding": vector });
+                for (name, vector) in names.iter().zip(vectors(&values, self.to)) {
+                    let mut line = name.json();
+                    line["embedding"] = json!(vector.json().map_err(Error::post)?);
                     text.line(&line.to_string())?;
                 }
             }
         }
-        for (id, index) in &names {
-            self.ids.line(&json!({ "custom_id": id, "index": index }).to_string())?;
+        for name in &names {
+            self.ids.line(&name.json().to_string())?;
         }
         self.rows += names.len() as u64;
+        Ok(())
+    }
+
+    /// What a plan makes of vectors that have these names.
+    fn transform(
+        &mut self,
+        plan: &Plan,
+        vectors: Vec<f32>,
+        dims: usize,
+        names: &[Name],
+    ) -> Result<Values, Error> {
+        let done = self.offload.transform(plan, vectors, dims, self.plan.threads);
+        done.map(|(values, _)| values).map_err(|error| match error {
+            embedding::Error::TooLong { row } => {
+                let Name { custom_id, index, line } = &names[row];
+                Error::Vectors {
+                    path: self.plan.output.clone(),
+                    line: *line,
+                    custom_id: custom_id.clone(),
+                    message: embedding::Error::TooLong { row: *index }.to_string(),
+                }
+            }
+            error => Error::post(error),
+        })
+    }
+
+    /// Tells the nearest rows of each of these vectors.
+    fn search(&mut self, queries: &[f32], names: &[Name]) -> Result<(), Error> {
+        let Some((k, corpus, text)) = &mut self.topk else { return Ok(()) };
+        let (oversample, threads) = (oversample(corpus.kind()), self.plan.threads);
+        let wanted = Wanted { queries, dims: self.to, k: *k, oversample, threads };
+        let found = nearest(corpus, None, &wanted, &mut self.offload).map_err(Error::post)?;
+        for (name, hits) in names.iter().zip(found) {
+            let hit = |hit: &Hit| json!({ "row": hit.row, "score": hit.score });
+            let mut line = name.json();
+            line["nearest"] = hits.iter().map(hit).collect();
+            text.line(&line.to_string())?;
+        }
         Ok(())
     }
 
@@ -233,6 +294,12 @@ impl<'a> Maker<'a> {
             }
         }
         Ok(Made { rows, dims: to, topk })
+    }
+}
+
+impl Name {
+    fn json(&self) -> serde_json::Value {
+        json!({ "custom_id": self.custom_id, "index": self.index })
     }
 }
 

@@ -1,13 +1,13 @@
 //! What sampling costs on a card: graph replays over rotated inputs, beside a copy on the card.
 
 use crate::cuda::sampling::{SampleError, Sampler, Shape, Type};
-use crate::cuda::{DeviceVec, Error, Event, Lane};
+use crate::cuda::{DeviceVec, Error, Lane};
 use crate::post::sampling::{Batch, Logits, Params};
 use crate::prng::Prng;
 
 /// Inputs of a measurement are so many that they are past any second-level cache, up to a bound:
 /// each is a pair of nodes of the graph.
-const INPUT_BYTES_MIN: usize = 256 << 20;
+pub(super) const INPUT_BYTES_MIN: usize = 256 << 20;
 const INPUTS_MAX: usize = 256;
 /// Replays whose median is the result, after some that warm up.
 const REPLAYS: usize = 15;
@@ -40,10 +40,12 @@ pub struct Setting {
 }
 
 /// What came out.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Measured {
     /// Median time of a batch, in microseconds.
     pub batch_us: f64,
+    /// All of them, the shortest first.
+    pub samples_us: Vec<f64>,
     /// Bytes of a batch's logits.
     pub logits_bytes: usize,
     /// Inputs that were rotated.
@@ -64,7 +66,7 @@ impl Measured {
 pub fn copy_bytes_per_s(lane: &Lane) -> Result<f64, Error> {
     let from: DeviceVec<u8> = lane.device(COPY_BYTES)?;
     let mut to: DeviceVec<u8> = lane.device(COPY_BYTES)?;
-    let milliseconds = median_ms(lane, || lane.copy(&from, &mut to))?;
+    let milliseconds = times_ms(lane, || lane.copy(&from, &mut to))?[REPLAYS / 2];
     Ok(2.0 * COPY_BYTES as f64 / milliseconds * 1e3)
 }
 
@@ -99,10 +101,12 @@ pub fn measure(lane: &Lane, sampler: &Sampler, of: &Setting) -> Result<Measured,
     let logits = Logits::F32(&logits);
     work.set(lane, &Batch { logits, vocab, params: &params, edits: &[], top_n: 0, entropy })?;
     let recording = work.record(lane, &uploaded)?;
-    let milliseconds = median_ms(lane, || recording.replay(lane))?;
+    let milliseconds = times_ms(lane, || recording.replay(lane))?;
     drop(recording);
     assert!(work.read().iter().all(Result::is_ok), "a row was not sampled");
-    Ok(Measured { batch_us: milliseconds * 1e3 / inputs as f64, logits_bytes, inputs })
+    let of_batch = |ms: f64| ms * 1e3 / inputs as f64;
+    let samples_us: Vec<f64> = milliseconds.into_iter().map(of_batch).collect();
+    Ok(Measured { batch_us: samples_us[REPLAYS / 2], samples_us, logits_bytes, inputs })
 }
 
 /// One row of logits.
@@ -117,19 +121,15 @@ fn row(vocab: usize, spread: Spread, prng: &mut Prng) -> Vec<f32> {
     logits
 }
 
-/// The median time of what `add` adds to the lane's stream.
-fn median_ms(lane: &Lane, mut add: impl FnMut() -> Result<(), Error>) -> Result<f64, Error> {
-    let (begun, ended) = (Event::open(lane.gpu())?, Event::open(lane.gpu())?);
+/// Times of what `add` adds to the lane's stream, the shortest first.
+fn times_ms(lane: &Lane, mut add: impl FnMut() -> Result<(), Error>) -> Result<Vec<f64>, Error> {
     let mut times = Vec::new();
     for replay in 0..WARM_UP + REPLAYS {
-        begun.record(lane.stream())?;
-        add()?;
-        ended.record(lane.stream())?;
-        lane.synchronize()?;
+        let milliseconds = lane.time(&mut add)?;
         if replay >= WARM_UP {
-            times.push(ended.milliseconds_since(&begun)?);
+            times.push(milliseconds);
         }
     }
     times.sort_by(f64::total_cmp);
-    Ok(times[REPLAYS / 2])
+    Ok(times)
 }

@@ -9,6 +9,8 @@ use std::fmt::Display;
 use std::str::FromStr;
 use std::time::Duration;
 
+use crate::cuda::Choice;
+
 /// A flag of a subcommand.
 #[derive(Clone, Copy, Debug)]
 pub struct Flag {
@@ -192,6 +194,15 @@ impl Parsed {
     pub fn duration(&self, name: &str) -> Result<Option<Duration>, String> {
         let Some(text) = self.text(name) else { return Ok(None) };
         duration(text).map(Some).map_err(|error| format!("--{name} {text}: {error}"))
+    }
+
+    /// `--device`.
+    ///
+    /// # Errors
+    /// A sentence that names the flag and what there is.
+    pub fn device(&self) -> Result<Choice, String> {
+        let text = self.text("device").unwrap_or("auto");
+        text.parse().map_err(|error| format!("--device {text}: {error}"))
     }
 
     /// A number of bytes.

@@ -33,9 +33,7 @@ pub const FLAGS: &[Flag] = &[
 const CASES: u32 = 20;
 
 pub fn run(parsed: &Parsed) -> Result<(), Error> {
-    let text = parsed.text("device").unwrap_or("auto");
-    let choice: Choice =
-        text.parse().map_err(|error| Error::Usage(format!("--device {text}: {error}")))?;
+    let choice = parsed.device().map_err(Error::Usage)?;
     let begun = (Instant::now(), crate::log::utc(SystemTime::now()));
     let (cards, refused) = cards(parsed, choice)?;
     let errors = cards.iter().map(|card| card.faults.len()).sum::<usize>();
@@ -130,6 +128,7 @@ fn card(gpu: &std::sync::Arc<Gpu>, cases: u32, seed: u64) -> Result<Card, Error>
     let facts = gpu.facts();
     let report = check::run(gpu, cases, seed).map_err(failed)?;
     let (free, _) = gpu.memory().map_err(failed)?;
+    let used = gpu.usage();
     let ms = |time: std::time::Duration| time.as_secs_f64() * 1e3;
     let value = json!({
         "device": format!("cuda:{}", facts.ordinal),
@@ -145,14 +144,14 @@ fn card(gpu: &std::sync::Arc<Gpu>, cases: u32, seed: u64) -> Result<Card, Error>
         "copy_engines": facts.copy_engines,
         "open_ms": ms(facts.opened),
         "load_ms": ms(facts.loaded),
-        "pool_high_water_bytes": report.device.high_water,
-        "pool_held_bytes": report.device.held,
+        "pool_high_water_bytes": used.high_water_bytes,
+        "pool_held_bytes": used.held_bytes,
         "pinned_high_water_bytes": report.pinned.high_water,
         "driver_allocations": gpu.allocations(),
-        "kernel_ms": report.busy.kernel_ms,
-        "transfer_ms": report.busy.transfer_ms,
+        "kernel_ms": used.kernel_ms,
+        "transfer_ms": used.transfer_ms,
         "wall_ms": report.wall_ms,
-        "utilisation": (report.busy.kernel_ms + report.busy.transfer_ms) / report.wall_ms,
+        "utilisation": used.utilisation(),
         "self_test": report.checks.iter().map(|check| json!({
             "kernel": check.name,
             "cases": check.cases,

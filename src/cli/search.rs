@@ -12,6 +12,7 @@ use super::flags::{Flag, Parsed};
 use super::{Error, print};
 use crate::backend::discover::{call, resolve, target};
 use crate::batch::matrix::ids_path;
+use crate::cuda::{Choice, Device, Offload};
 use crate::post::embedding::search::{Hit, Kind};
 use crate::post::embedding::truncate;
 use crate::post::matrix::{Matrix, Values};
@@ -62,6 +63,11 @@ pub const FLAGS: &[Flag] = &[
         "the same rows in a finer form, for --oversample (the matrix itself)",
     ),
     Flag::new("threads", "N", "threads that look (one for each core)"),
+    Flag::new(
+        "device",
+        "NAME",
+        "where it looks: auto, cpu or cuda:N; the same rows on each (auto: a card if it is worth it)",
+    ),
     Flag::switch("json", "the result as one JSON object on stdout"),
     Flag::new("log", "LEVEL", "error, warn, info or debug (info)"),
 ];
@@ -96,9 +102,14 @@ pub fn run(parsed: &Parsed) -> Result<(), Error> {
         _ => return Err(usage("--query FILE, or --text TEXT and --server URL".to_owned())),
     };
     let failed = |error: &dyn std::fmt::Display| Error::Failed(error.to_string());
-    let mut matrix = Matrix::open(&path).map_err(|error| failed(&error))?;
+    let device = Device::new(parsed.device().map_err(usage)?);
+    let is_wanted = matches!(device.choice(), Choice::Device(_));
+    if is_wanted {
+        device.start();
+    }
+    let matrix = Matrix::open(&path).map_err(|error| failed(&error))?;
     let finer = parsed.text("rescore").map(|path| Matrix::open(Path::new(path))).transpose();
-    let mut finer = finer.map_err(|error| failed(&error))?;
+    let finer = finer.map_err(|error| failed(&error))?;
     let queries = match source {
         Ok(file) => from_file(file),
         Err(server) => from_server(server, parsed.text("model"), &texts),
@@ -111,7 +122,11 @@ pub fn run(parsed: &Parsed) -> Result<(), Error> {
     let rescored = if finer.is_some() { 4 } else { oversample(matrix.kind()) };
     let oversample = asked.unwrap_or(rescored);
     let wanted = Wanted { queries: &queries.rows, dims: queries.dims, k, oversample, threads };
-    let found = nearest(&mut matrix, finer.as_mut(), &wanted).map_err(|error| failed(&error))?;
+    if is_wanted && let Err(why) = device.start().wait() {
+        return Err(failed(why));
+    }
+    let found = nearest(&matrix, finer.as_ref(), &wanted, &mut Offload::new(&device));
+    let found = found.map_err(|error| failed(&error))?;
     let names = names(&path, matrix.rows(), &found).map_err(Error::Failed)?;
     if parsed.has("json") {
         return print(&as_json(&matrix, &queries, &found, &names, began));
@@ -121,7 +136,7 @@ pub fn run(parsed: &Parsed) -> Result<(), Error> {
 
 fn from_file(file: &str) -> Result<Queries, String> {
     if file.ends_with(".npy") {
-        let mut matrix = Matrix::open(Path::new(file)).map_err(|error| error.to_string())?;
+        let matrix = Matrix::open(Path::new(file)).map_err(|error| error.to_string())?;
         if matrix.kind() != Kind::F32 {
             return Err(format!(
                 "{file}: queries are 32-bit floats, and become what the matrix is"

@@ -13,6 +13,7 @@ use crate::backend::builtin::{BuiltinConfig, Delay, Stall};
 use crate::backend::discover::target;
 use crate::backend::engine::{Target, Timeouts};
 use crate::backend::pool::PoolConfig;
+use crate::cuda::Device;
 use crate::gateway::{self, BackendConfig, Config};
 use crate::net::socket;
 use crate::post::plan::Plan;
@@ -92,13 +93,13 @@ pub const FLAGS: &[Flag] = &[
     Flag::new(
         "sim-model",
         "KIND",
-        "built-in backend: words (endless, next to free) or ngrams, a small language model (words)",
+        "built-in backend: ngrams, a small language model, or words (endless, next to free) (ngrams)",
     ),
     Flag::new("sim-vocab", "N", "ngrams: pieces of its vocabulary, up to 262144 (32000)"),
     Flag::new(
         "device",
         "NAME",
-        "ngrams: where its tokens are drawn: auto, cpu or cuda:N; the same tokens on each (auto)",
+        "where ngrams' tokens are drawn and --post works: auto, cpu or cuda:N; the same on each (auto)",
     ),
     Flag::new(
         "sim-ttft",
@@ -131,12 +132,11 @@ const OPENAI_INFLIGHT: u32 = 1024;
 /// Pieces of the language model's vocabulary: those of Llama 2.
 const VOCABULARY_DEFAULT: usize = 32_000;
 /// What only the built-in backend has.
-const BUILTIN_FLAGS: [&str; 11] = [
+const BUILTIN_FLAGS: [&str; 10] = [
     "model",
     "echo",
     "sim-model",
     "sim-vocab",
-    "device",
     "sim-stall",
     "sim-log",
     "sim-ttft",
@@ -209,11 +209,18 @@ fn config(
     let seconds = Duration::from_secs;
     let free = descriptors.saturating_sub(RESERVED_DESCRIPTORS).max(64);
     let nonzero = |duration: Duration| Some(duration).filter(|d| *d > Duration::ZERO);
+    let device = Device::new(parsed.device()?);
+    let backend = backend(parsed, upstream_key, &device)?;
+    let has_model =
+        matches!(&backend, BackendConfig::Builtin(builtin) if builtin.language.is_some());
+    if parsed.has("device") && !has_model && !parsed.has("post") {
+        return Err("--device is for --sim-model ngrams and --post".to_owned());
+    }
     Ok(Config {
         listen: SocketAddr::new(host(parsed)?, parsed.number("port", 0, u16::MAX)?.unwrap_or(5050)),
         threads: parsed.number("threads", 1, 256)?.unwrap_or(cores),
         pin: !parsed.has("no-pin"),
-        backend: backend(parsed, upstream_key)?,
+        backend,
         timeouts: Timeouts {
             connect: positive("connect-timeout", seconds(5))?,
             first_token: positive("first-token-timeout", seconds(600))?,
@@ -232,6 +239,7 @@ fn config(
         api_key,
         request_log: parsed.text("sim-log").map(Into::into),
         post: post(parsed)?,
+        device,
         connections_max: parsed
             .number("max-connections", 1, usize::MAX)?
             .unwrap_or(usize::try_from(free).unwrap_or(usize::MAX)),
@@ -258,7 +266,11 @@ fn host(parsed: &Parsed) -> Result<IpAddr, String> {
     found.next().map(|address| address.ip()).ok_or_else(|| format!("--host {host}: no address"))
 }
 
-fn backend(parsed: &Parsed, upstream_key: Option<String>) -> Result<BackendConfig, String> {
+fn backend(
+    parsed: &Parsed,
+    upstream_key: Option<String>,
+    device: &Device,
+) -> Result<BackendConfig, String> {
     let (llama, openai) = (parsed.text("llama-url"), parsed.text("openai-url"));
     let said = match (llama, openai) {
         (Some(_), Some(_)) => return Err("--llama-url and --openai-url exclude each other".into()),
@@ -268,7 +280,7 @@ fn backend(parsed: &Parsed, upstream_key: Option<String>) -> Result<BackendConfi
     };
     let name = parsed.text("backend").unwrap_or(said);
     let (dialect, urls) = match (name, llama, openai) {
-        ("builtin", None, None) => return builtin(parsed).map(BackendConfig::Builtin),
+        ("builtin", None, None) => return builtin(parsed, device).map(BackendConfig::Builtin),
         ("llama", Some(urls), None) => (Dialect::Llama, urls),
         ("openai", None, Some(urls)) => (Dialect::OpenAi, urls),
         ("llama" | "openai", None, None) => {
@@ -301,11 +313,11 @@ fn backend(parsed: &Parsed, upstream_key: Option<String>) -> Result<BackendConfi
     Ok(BackendConfig::Remote { dialect, targets, inflight })
 }
 
-fn builtin(parsed: &Parsed) -> Result<BuiltinConfig, String> {
+fn builtin(parsed: &Parsed, device: &Device) -> Result<BuiltinConfig, String> {
     if parsed.has("inflight") {
         return Err("--inflight is for llama and openai; the built-in one has --sim-slots".into());
     }
-    let language = language(parsed)?;
+    let language = language(parsed, device)?;
     Ok(BuiltinConfig {
         language,
         model: parsed.text("model").unwrap_or("built-in").to_owned(),
@@ -331,24 +343,19 @@ fn stall(parsed: &Parsed) -> Result<Option<Stall>, String> {
     Ok(Some(Stall { length, every }))
 }
 
-/// The language model, if it is wanted: the flags that are its own say so too.
-fn language(parsed: &Parsed) -> Result<Option<Language>, String> {
-    let named = ["sim-vocab", "device"].into_iter().find(|flag| parsed.has(flag));
-    match (parsed.text("sim-model"), named, parsed.has("echo")) {
-        (Some("ngrams"), _, false) | (None, Some(_), false) => {}
-        (Some("words"), Some(flag), _) => {
-            return Err(format!("--{flag} is for --sim-model ngrams"));
-        }
-        (Some("words"), None, false) | (None, None, _) => return Ok(None),
-        (Some("words" | "ngrams"), _, true) | (None, Some(_), true) => {
+/// The language model, unless something else was asked for.
+fn language(parsed: &Parsed, device: &Device) -> Result<Option<Language>, String> {
+    match (parsed.text("sim-model"), parsed.has("sim-vocab"), parsed.has("echo")) {
+        (Some("ngrams") | None, _, false) => {}
+        (Some("words"), true, _) => return Err("--sim-vocab is for --sim-model ngrams".to_owned()),
+        (Some("words"), false, false) | (None, false, true) => return Ok(None),
+        (Some("words" | "ngrams"), _, true) | (None, true, true) => {
             return Err("--echo answers with the prompt, and no model".to_owned());
         }
         (Some(other), ..) => return Err(format!("--sim-model {other}: not words or ngrams")),
     }
-    let device = parsed.text("device").unwrap_or("auto");
-    let device = device.parse().map_err(|error| format!("--device {device}: {error}"))?;
     let size = parsed.number("sim-vocab", SIZE_MIN, VOCAB_MAX)?.unwrap_or(VOCABULARY_DEFAULT);
-    Ok(Some(Language::new(Model::new(size), device)))
+    Ok(Some(Language::new(Model::new(size), device.clone())))
 }
 
 fn delay(parsed: &Parsed, name: &str) -> Result<Delay, String> {
@@ -429,7 +436,14 @@ mod tests {
                 "--post: topk is for cnse schedule; cnse search looks in a matrix",
             ),
             (&["--sim-model", "gpt"], "--sim-model gpt: not words or ngrams"),
-            (&["--sim-model", "words", "--device", "cpu"], "--device is for --sim-model ngrams"),
+            (
+                &["--sim-model", "words", "--device", "cpu"],
+                "--device is for --sim-model ngrams and --post",
+            ),
+            (
+                &["--sim-model", "words", "--sim-vocab", "600"],
+                "--sim-vocab is for --sim-model ngrams",
+            ),
             (&["--echo", "--sim-vocab", "600"], "--echo answers with the prompt, and no model"),
             (&["--sim-vocab", "5"], "--sim-vocab 5: not a number from 512 to 262144"),
             (&["--device", "gpu"], "--device gpu: not auto, cpu or cuda:N (from cuda:0)"),

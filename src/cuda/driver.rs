@@ -18,7 +18,7 @@ use cust::error::CudaError;
 use cust::sys;
 
 use super::symbols;
-use super::{Error, Family};
+use super::{Busy, CardUse, Error, Family};
 
 /// Kept free beside what cnse takes: the driver's own needs grow while it runs.
 const RESERVE_BYTES_MIN: usize = 64 << 20;
@@ -98,9 +98,14 @@ pub struct Facts {
 /// A device with its primary context and what was loaded into it. Shared by all threads.
 pub struct Gpu {
     facts: Facts,
+    since: Instant,
     budget: AtomicUsize,
     held: AtomicUsize,
+    in_use: AtomicUsize,
+    high_water: AtomicUsize,
     allocations: AtomicU64,
+    kernel_ns: AtomicU64,
+    transfer_ns: AtomicU64,
     modules: Mutex<Vec<(&'static str, Arc<Module>)>>,
     context: Context,
 }
@@ -129,9 +134,14 @@ impl Gpu {
         facts.opened = begun.elapsed();
         let mut gpu = Gpu {
             facts,
+            since: Instant::now(),
             budget: AtomicUsize::new(0),
             held: AtomicUsize::new(0),
+            in_use: AtomicUsize::new(0),
+            high_water: AtomicUsize::new(0),
             allocations: AtomicU64::new(0),
+            kernel_ns: AtomicU64::new(0),
+            transfer_ns: AtomicU64::new(0),
             modules: Mutex::new(Vec::new()),
             context,
         };
@@ -189,6 +199,39 @@ impl Gpu {
     /// it is once everything is warm.
     pub fn allocations(&self) -> u64 {
         self.allocations.load(Ordering::Relaxed)
+    }
+
+    /// What it is, and what this process has used it for. Needs no call of the driver.
+    pub fn usage(&self) -> CardUse {
+        let ms = |ns: &AtomicU64| ns.load(Ordering::Relaxed) as f64 / 1e6;
+        CardUse {
+            ordinal: self.facts.ordinal,
+            name: self.facts.name.clone(),
+            memory_bytes: self.facts.memory_bytes,
+            held_bytes: self.held(),
+            high_water_bytes: self.high_water.load(Ordering::Relaxed),
+            allocations: self.allocations(),
+            kernel_ms: ms(&self.kernel_ns),
+            transfer_ms: ms(&self.transfer_ns),
+            open_ms: self.since.elapsed().as_secs_f64() * 1e3,
+        }
+    }
+
+    pub(super) fn count_busy(&self, busy: Busy) {
+        let ns = |ms: f64| (ms * 1e6) as u64;
+        self.kernel_ns.fetch_add(ns(busy.kernel_ms), Ordering::Relaxed);
+        self.transfer_ns.fetch_add(ns(busy.transfer_ms), Ordering::Relaxed);
+    }
+
+    /// Bytes of a pool that were handed out.
+    pub(super) fn count_use(&self, bytes: usize) {
+        let now = self.in_use.fetch_add(bytes, Ordering::Relaxed) + bytes;
+        self.high_water.fetch_max(now, Ordering::Relaxed);
+    }
+
+    /// And came back.
+    pub(super) fn count_return(&self, bytes: usize) {
+        self.in_use.fetch_sub(bytes, Ordering::Relaxed);
     }
 
     pub(super) fn count_allocation(&self) {

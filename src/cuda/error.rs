@@ -71,6 +71,18 @@ pub enum Error {
 }
 
 impl Error {
+    /// Whether there is no card for this process, and so nothing that failed.
+    pub fn is_absence(&self) -> bool {
+        matches!(
+            self,
+            Error::NotBuilt
+                | Error::NotWanted
+                | Error::NoDriver { .. }
+                | Error::NoDevice
+                | Error::NoSuchDevice { .. }
+        )
+    }
+
     /// Whether the card is lost to this process: after such a result the driver refuses all calls.
     pub fn is_fatal(&self) -> bool {
         match self {
@@ -170,6 +182,7 @@ mod tests {
             assert!(error.to_string().contains(words), "{error}");
             assert!(!error.is_fatal());
         }
+        assert!(Error::NoDevice.is_absence() && !driver(46).is_absence());
         assert!(driver(700).is_fatal() && driver(719).is_fatal() && !driver(2).is_fatal());
     }
 }

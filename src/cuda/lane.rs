@@ -72,9 +72,10 @@ impl Lane {
         self.stream.gpu()
     }
 
-    /// What it holds on the card.
-    pub fn device_usage(&self) -> Usage {
-        self.device.usage()
+    /// Of the card's memory, what it holds and has not handed out, in bytes.
+    pub fn idle_bytes(&self) -> usize {
+        let usage = self.device.usage();
+        usage.held - usage.in_use
     }
 
     /// What it holds pinned.
@@ -116,7 +117,7 @@ impl Lane {
     pub fn synchronize(&self) -> Result<(), Error> {
         self.stream.synchronize()?;
         self.pinned.wake();
-        self.stream.meter().settle()
+        self.stream.meter().settle(self.gpu())
     }
 
     /// Copies to the card through pinned memory, in the stream's order, and does not wait.

@@ -119,6 +119,7 @@ impl DevicePool {
         let bytes = len.saturating_mul(size_of::<T>());
         let block = self.block(bytes)?;
         let at = self.state.borrow().places[block.slab as usize].0 + block.offset as u64;
+        self.gpu.count_use(block.bytes());
         Ok(DeviceVec { at, len, block, pool: self.clone(), of: PhantomData })
     }
 
@@ -273,6 +274,7 @@ impl<T: Plain> DeviceVec<T> {
 impl<T: Plain> Drop for DeviceVec<T> {
     fn drop(&mut self) {
         self.pool.state.borrow_mut().slabs.give(self.block);
+        self.pool.gpu.count_return(self.block.bytes());
     }
 }
 

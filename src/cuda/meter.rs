@@ -4,7 +4,7 @@
 use std::cell::{Cell, RefCell};
 
 use super::stream::Event;
-use super::{Error, Stream};
+use super::{Error, Gpu, Stream};
 
 /// What the time went into.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -28,7 +28,6 @@ pub struct Busy {
 #[derive(Debug, Default)]
 pub struct Meter {
     is_on: Cell<bool>,
-    busy: Cell<Busy>,
     pending: RefCell<Vec<(Work, Event, Event)>>,
     spare: RefCell<Vec<Event>>,
 }
@@ -37,11 +36,6 @@ impl Meter {
     /// Begins to measure.
     pub fn start(&self) {
         self.is_on.set(true);
-    }
-
-    /// Of what was waited for.
-    pub fn busy(&self) -> Busy {
-        self.busy.get()
     }
 
     pub(super) fn around(
@@ -67,8 +61,8 @@ impl Meter {
     }
 
     /// To be called when the stream has done all that was added.
-    pub(super) fn settle(&self) -> Result<(), Error> {
-        let mut busy = self.busy.get();
+    pub(super) fn settle(&self, gpu: &Gpu) -> Result<(), Error> {
+        let mut busy = Busy::default();
         for (work, begin, end) in self.pending.borrow_mut().drain(..) {
             let ms = end.milliseconds_since(&begin)?;
             match work {
@@ -77,7 +71,7 @@ impl Meter {
             }
             self.spare.borrow_mut().extend([begin, end]);
         }
-        self.busy.set(busy);
+        gpu.count_busy(busy);
         Ok(())
     }
 }

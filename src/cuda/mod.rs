@@ -12,6 +12,9 @@
 //! slab      size classes over slabs: where a block lies                pure
 //! memory    device pool, pinned arena, what is allocated from them     (unsafe)
 //! lane      a stream with its memory; copies                           (unsafe)
+//! nvml      the cards of a host, whoever uses them                      (unsafe)
+//! rows      embeddings and searches on a card, copies overlapped
+//! offload   the same on a card if there is one, else by the twins; what fails goes to the twins
 //! sampling  safe functions for the kernels of that name                (unsafe)
 //! ```
 //!
@@ -62,6 +65,11 @@ pub mod lane;
 pub mod memory;
 #[cfg(feature = "cuda")]
 pub mod meter;
+#[allow(unsafe_code)]
+pub mod nvml;
+mod offload;
+#[cfg(feature = "cuda")]
+mod rows;
 #[cfg(feature = "cuda")]
 #[allow(unsafe_code)]
 pub mod sampling;
@@ -79,7 +87,8 @@ pub mod symbols;
 mod timing;
 
 pub use error::Error;
-pub use start::{Choice, Starting, start};
+pub use offload::Offload;
+pub use start::{Choice, Device, Starting, start};
 
 #[cfg(feature = "cuda")]
 pub use self::{
@@ -94,6 +103,52 @@ pub use self::{
 #[cfg(not(feature = "cuda"))]
 #[derive(Debug)]
 pub enum Gpu {}
+
+/// What a card is, and what this process has used it for since it was opened.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct CardUse {
+    /// Which, from 0.
+    pub ordinal: u32,
+    /// What the vendor calls it.
+    pub name: String,
+    /// Its memory, in bytes.
+    pub memory_bytes: usize,
+    /// Taken from the driver, in bytes.
+    pub held_bytes: usize,
+    /// The most of it that was handed out at once, in bytes.
+    pub high_water_bytes: usize,
+    /// How often memory was asked of the driver.
+    pub allocations: u64,
+    /// In kernels, by the card's clock, where the work was metered.
+    pub kernel_ms: f64,
+    /// In copies from and to the host.
+    pub transfer_ms: f64,
+    /// Since it was opened.
+    pub open_ms: f64,
+}
+
+impl CardUse {
+    /// The share of the time since it was opened in which it did something for this process; over 1
+    /// where kernels and copies overlap.
+    pub fn utilisation(&self) -> f64 {
+        if self.open_ms > 0.0 { (self.kernel_ms + self.transfer_ms) / self.open_ms } else { 0.0 }
+    }
+
+    /// All of it, by the names that `cnse gpu --json` has.
+    pub fn json(&self) -> serde_json::Value {
+        serde_json::json!({
+            "device": format!("cuda:{}", self.ordinal),
+            "name": self.name,
+            "memory_bytes": self.memory_bytes,
+            "pool_held_bytes": self.held_bytes,
+            "pool_high_water_bytes": self.high_water_bytes,
+            "driver_allocations": self.allocations,
+            "kernel_ms": self.kernel_ms,
+            "transfer_ms": self.transfer_ms,
+            "utilisation": self.utilisation(),
+        })
+    }
+}
 
 /// The kernels of one file `cuda/NAME.cu`; made by `family!`.
 #[derive(Clone, Copy, Debug)]

@@ -147,6 +147,8 @@ pub struct Work {
     per_thread: usize,
     rows: DeviceVec<Row>,
     edits: Option<Edits>,
+    /// The memory of edits that the last batch has not.
+    spare: Option<Edits>,
     largest: DeviceVec<f32>,
     used: DeviceVec<u8>,
     masses: DeviceVec<u32>,
@@ -163,6 +165,34 @@ struct Edits {
     edited: DeviceVec<f32>,
     /// Of one row, the most.
     longest: usize,
+}
+
+impl Edits {
+    /// Room for so many edits of all rows.
+    fn open(lane: &Lane, rows: usize, room: usize) -> Result<Edits, Error> {
+        Ok(Edits {
+            starts: lane.device(rows + 1)?,
+            list: lane.device(room)?,
+            edited: lane.device(room)?,
+            longest: 0,
+        })
+    }
+
+    /// Brings each row's to the card, `count` in all.
+    fn set(&mut self, lane: &Lane, of_rows: &[Vec<Edit>], count: usize) -> Result<(), Error> {
+        let mut starts = lane.pinned::<u32>(of_rows.len() + 1)?;
+        let mut list = lane.pinned::<Edit>(count)?;
+        let mut at = 0;
+        starts[0] = 0;
+        for (edits, end) in of_rows.iter().zip(&mut starts[1..]) {
+            list[at..][..edits.len()].copy_from_slice(edits);
+            at += edits.len();
+            *end = u32::try_from(at).expect("edits of 65,535 rows of 2^16 fit");
+        }
+        self.longest = of_rows.iter().map(Vec::len).max().unwrap_or(0);
+        lane.send(starts, &mut self.starts)?;
+        lane.send(list, &mut self.list)
+    }
 }
 
 impl Sampler {
@@ -209,6 +239,7 @@ impl Sampler {
             per_thread,
             rows: lane.device(shape.rows)?,
             edits: None,
+            spare: None,
             largest: lane.device(all)?,
             used: lane.device(all * MARKS)?,
             masses: lane.device(all * BINS)?,
@@ -272,21 +303,19 @@ impl Work {
         };
         assert_eq!(shape, self.shape, "the work was made for another batch");
         lane.upload_to(&rows, &mut self.rows)?;
-        self.edits = None;
-        let list = batch.edits.concat();
-        if !list.is_empty() {
-            let mut starts = vec![0];
-            for edits in batch.edits {
-                let end = starts[starts.len() - 1] as usize + edits.len();
-                starts.push(u32::try_from(end).expect("edits of 65,535 rows of 2^16 fit"));
-            }
-            self.edits = Some(Edits {
-                starts: lane.upload(&starts)?,
-                edited: lane.device(list.len())?,
-                list: lane.upload(&list)?,
-                longest: batch.edits.iter().map(Vec::len).max().unwrap_or(0),
-            });
+        let kept = self.edits.take().or(self.spare.take());
+        let count = batch.edits.iter().map(Vec::len).sum::<usize>();
+        if count == 0 {
+            self.spare = kept;
+            return Ok(());
         }
+        let mut edits = match kept {
+            Some(edits) if edits.list.len() >= count => edits,
+            // Twice what is needed: a sequence's history grows with each step.
+            _ => Edits::open(lane, rows.len(), 2 * count)?,
+        };
+        edits.set(lane, batch.edits, count)?;
+        self.edits = Some(edits);
         Ok(())
     }
 

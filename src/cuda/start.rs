@@ -2,10 +2,11 @@
 //! it has to compile the kernels; until then whoever asks works on the CPU.
 
 use std::str::FromStr;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::thread::JoinHandle;
 
-use super::{Error, Gpu};
+use super::{CardUse, Error, Gpu};
 
 /// Which card.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -68,6 +69,79 @@ impl Starting {
     }
 }
 
+/// The card that a command's work is for: opened when it is first wanted, and given up where it
+/// fails. Clones share it.
+#[derive(Clone, Debug)]
+pub struct Device {
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    choice: Choice,
+    starting: OnceLock<Starting>,
+    /// Somebody has said why the CPU does its work.
+    told: AtomicBool,
+}
+
+impl Device {
+    /// None is opened yet.
+    pub fn new(choice: Choice) -> Device {
+        let (starting, told) = (OnceLock::new(), AtomicBool::new(false));
+        Device { shared: Arc::new(Shared { choice, starting, told }) }
+    }
+
+    /// What was asked for.
+    pub fn choice(&self) -> Choice {
+        self.shared.choice
+    }
+
+    /// Begins to open it, if that has not begun. The driver's threads take over the mask of signals
+    /// of whoever does: those that another thread awaits must be blocked.
+    pub fn start(&self) -> &Starting {
+        self.shared.starting.get_or_init(|| start(self.shared.choice))
+    }
+
+    /// Says why the CPU does a card's work from now on; once, however many threads come to it.
+    pub fn give_up(&self, error: &Error) {
+        if self.shared.told.swap(true, Ordering::Relaxed) {
+            return;
+        }
+        match (error.is_absence(), self.shared.choice) {
+            (true, Choice::Device(_)) => log::warn!("the CPU does the card's work: {error}"),
+            (true, _) => log::info!("the CPU does the card's work: {error}"),
+            (false, _) => log::warn!("from now on the CPU does the card's work: {error}"),
+        }
+    }
+
+    /// Whether it was begun to be opened.
+    pub fn is_started(&self) -> bool {
+        self.shared.starting.get().is_some()
+    }
+
+    /// What it is and did; None: there is none, or it is not open yet.
+    pub fn usage(&self) -> Option<CardUse> {
+        let outcome = self.shared.starting.get()?.poll()?;
+        outcome.as_ref().ok().map(|gpu| gpu.usage())
+    }
+}
+
+impl Drop for Shared {
+    /// A process must not end while another thread of it starts the driver.
+    fn drop(&mut self) {
+        if let Some(starting) = self.starting.get() {
+            starting.wait();
+        }
+    }
+}
+
+#[cfg(not(feature = "cuda"))]
+impl Gpu {
+    fn usage(&self) -> CardUse {
+        match *self {}
+    }
+}
+
 #[cfg(feature = "cuda")]
 fn open(choice: Choice) -> Outcome {
     match choice {
@@ -111,5 +185,7 @@ mod tests {
         let outcome = start(Choice::Device(4095)).wait().clone();
         let error = outcome.expect_err("nobody has so many cards");
         assert!(!error.to_string().is_empty(), "{error}");
+        let device = Device::new(Choice::Cpu);
+        assert!(device.start().wait().is_err() && device.clone().usage().is_none());
     }
 }

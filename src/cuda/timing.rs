@@ -1,6 +1,6 @@
 //! Times of work as the card's own clock has them.
 
-use super::{Error, Event, Lane};
+use super::{Busy, Error, Event, Lane};
 
 impl Lane {
     /// Milliseconds that the card takes for what `add` adds to the stream. Waits.
@@ -13,7 +13,9 @@ impl Lane {
         add()?;
         end.record(self.stream())?;
         self.synchronize()?;
-        end.milliseconds_since(&begin)
+        let kernel_ms = end.milliseconds_since(&begin)?;
+        self.gpu().count_busy(Busy { kernel_ms, ..Busy::default() });
+        Ok(kernel_ms)
     }
 
     /// The same of what `add(i)` adds for i from 0 to `inputs`, captured as one graph: samples of

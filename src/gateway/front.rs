@@ -17,6 +17,7 @@ use crate::backend::engine::Flow;
 use crate::backend::pool::{Grant, Outcome};
 use crate::backend::{Failure, FailureKind, Finished, Output};
 use crate::clock::Instant;
+use crate::cuda::Offload;
 use crate::limits::{STREAM_BUFFER_BYTES_LOW, STREAM_BUFFER_BYTES_MAX};
 use crate::net::{Slab, Token};
 use crate::proto::{self, Finish};
@@ -68,6 +69,8 @@ pub struct Front {
     pub backends: u32,
     /// Where true times are written, if they are.
     pub log: Option<RequestLog>,
+    /// What does `--post`.
+    pub offload: Offload,
 }
 
 /// An answer that is not streamed is held back up to here, so that a backend's failure can still be

@@ -266,7 +266,8 @@ impl Worker {
     /// What the gateway answers itself: status, content type, body.
     fn local(&self, path: &str) -> (u16, &'static str, Vec<u8>) {
         if path.starts_with("/metrics") {
-            let page = measure::page(&self.front.measures);
+            let card = self.front.config.device.usage();
+            let page = measure::page(&self.front.measures, card.as_ref());
             return (200, "text/plain; version=0.0.4", page.into_bytes());
         }
         if self.is_up() {

@@ -1,5 +1,6 @@
 //! What the gateway counts, and its page for Prometheus.
 
+use crate::cuda::CardUse;
 use crate::metrics::prometheus::{Page, label};
 use crate::metrics::{Counter, Gauge, LatencyHistogram};
 use crate::wire::frame::ErrorCode;
@@ -44,8 +45,8 @@ pub struct Measures {
 /// The names of `Measures::cancelled`.
 const STAGES: [&str; 3] = ["queued", "prefill", "decode"];
 
-/// All cores' counters as a page.
-pub fn page(cores: &[Measures]) -> String {
+/// All cores' counters as a page, with what the card is and did, if there is one.
+pub fn page(cores: &[Measures], card: Option<&CardUse>) -> String {
     let sum = |read: &dyn Fn(&Measures) -> u64| cores.iter().map(read).sum::<u64>();
     let plain = |value: u64| vec![(String::new(), value)];
     let mut page = Page::new();
@@ -103,7 +104,33 @@ pub fn page(cores: &[Measures]) -> String {
     page.histogram("cnse_queue_seconds", "Receipt to dispatch.", queue);
     page.histogram("cnse_ttft_seconds", "Receipt to first text.", cores.iter().map(|m| &m.ttft));
     page.histogram("cnse_request_seconds", "Receipt to end.", cores.iter().map(|m| &m.total));
+    if let Some(card) = card {
+        of_card(&mut page, card);
+    }
     page.finish()
+}
+
+fn of_card(page: &mut Page, card: &CardUse) {
+    let device = label("device", &format!("cuda:{}", card.ordinal));
+    let named = format!("{device},{}", label("name", &card.name));
+    page.metric("cnse_gpu_info", "gauge", "The card that is used.", &[(named, 1)]);
+    let mut whole = |name: &str, kind: &str, help: &str, value: u64| {
+        page.metric(name, kind, help, &[(device.clone(), value)]);
+    };
+    whole("cnse_gpu_memory_bytes", "gauge", "Memory of the card.", card.memory_bytes as u64);
+    whole("cnse_gpu_held_bytes", "gauge", "Taken of it.", card.held_bytes as u64);
+    let most = card.high_water_bytes as u64;
+    whole("cnse_gpu_pool_high_water_bytes", "gauge", "The most in use at once.", most);
+    let asked = "Times that the driver was asked for memory.";
+    whole("cnse_gpu_allocations_total", "counter", asked, card.allocations);
+    let mut decimal = |name: &str, kind: &str, help: &str, value: f64| {
+        page.decimal(name, kind, help, &[(device.clone(), value)]);
+    };
+    let (kernel, transfer) = (card.kernel_ms / 1e3, card.transfer_ms / 1e3);
+    decimal("cnse_gpu_kernel_seconds_total", "counter", "In kernels.", kernel);
+    decimal("cnse_gpu_transfer_seconds_total", "counter", "In copies.", transfer);
+    let share = "Share of the time since it was opened in which it did either.";
+    decimal("cnse_gpu_utilisation_ratio", "gauge", share, card.utilisation());
 }
 
 type Read = fn(&Measures) -> &Counter;
@@ -114,3 +141,26 @@ const COUNTERS: [(&str, &str, Read); 4] = [
     ("cnse_stalls_total", "Times that a slow reader had its backend paused.", |m| &m.stalls),
     ("cnse_connections_refused_total", "Connections over the limit.", |m| &m.refused_connections),
 ];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_card_is_on_the_page_where_there_is_one() {
+        let cores = [Measures::default()];
+        assert!(!page(&cores, None).contains("cnse_gpu"));
+        let name = "NVIDIA H100".to_owned();
+        let card = CardUse { name, memory_bytes: 80, kernel_ms: 250.0, ..CardUse::default() };
+        let card = CardUse { transfer_ms: 750.0, open_ms: 4000.0, ..card };
+        let page = page(&cores, Some(&card));
+        for line in [
+            "cnse_gpu_info{device=\"cuda:0\",name=\"NVIDIA H100\"} 1\n",
+            "cnse_gpu_memory_bytes{device=\"cuda:0\"} 80\n",
+            "cnse_gpu_kernel_seconds_total{device=\"cuda:0\"} 0.25\n",
+            "cnse_gpu_utilisation_ratio{device=\"cuda:0\"} 0.25\n",
+        ] {
+            assert!(page.contains(line), "{page}");
+        }
+    }
+}

@@ -25,6 +25,7 @@ use crate::backend::Dialect;
 use crate::backend::builtin::BuiltinConfig;
 use crate::backend::engine::{Target, Timeouts};
 use crate::backend::pool::PoolConfig;
+use crate::cuda::Device;
 use crate::post::plan::Plan;
 
 pub use server::{Error, run};
@@ -60,6 +61,8 @@ pub struct Config {
     pub coalesce: Duration,
     /// What is done with embeddings on their way out.
     pub post: Option<Plan>,
+    /// The card for that, and for the language model's tokens.
+    pub device: Device,
     /// Client connections, over all cores.
     pub connections_max: usize,
 }

@@ -14,7 +14,6 @@ use super::admission::Message;
 use super::measure::Measures;
 use super::worker::Worker;
 use super::{BackendConfig, Config};
-use crate::backend::builtin::BuiltinConfig;
 use crate::backend::engine::Target;
 use crate::backend::prober::Prober;
 use crate::clock::MonotonicClock;
@@ -59,9 +58,11 @@ pub fn run(config: Config, ready: impl FnOnce(SocketAddr)) -> Result<(), Error> 
     mask.add(Signal::SIGTERM);
     mask.add(Signal::SIGINT);
     mask.thread_block().map_err(|e| Error::Setup("blocking signals", e.into()))?;
-    if let BackendConfig::Builtin(BuiltinConfig { language: Some(language), .. }) = &config.backend
-    {
-        language.card();
+    let is_model =
+        matches!(&config.backend, BackendConfig::Builtin(builtin) if builtin.language.is_some());
+    if is_model || config.post.is_some() {
+        // Until it is open the CPU does its work.
+        config.device.start();
     }
     let signals = SignalFd::with_flags(&mask, SfdFlags::SFD_CLOEXEC)
         .map_err(|e| Error::Setup("opening a signalfd", e.into()))?;

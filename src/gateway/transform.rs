@@ -25,7 +25,7 @@ impl Front {
         let Some(request) = self.requests.get_mut(token).filter(|request| request.embeds) else {
             return true;
         };
-        match embeddings::transform(&request.body, plan) {
+        match embeddings::transform(&request.body, plan, &mut self.offload) {
             Ok(body) => {
                 request.body = body;
                 true

@@ -17,6 +17,7 @@ use crate::backend::builtin::Builtin;
 use crate::backend::engine::Engine;
 use crate::backend::pool::{Health, Pool, Ticket};
 use crate::clock::{Instant, MonotonicClock};
+use crate::cuda::Offload;
 use crate::limits::{HEAD_TIMEOUT, LINGER_TIMEOUT};
 use crate::net::{Port, Reactor, Readiness, Slab, Token, heap, socket};
 use crate::prng::Prng;
@@ -112,6 +113,7 @@ impl Worker {
         let seed = std::process::id() as u64 ^ (core as u64) << 32 ^ reactor.now.0 << 8;
         Ok(Worker {
             front: Front {
+                offload: Offload::new(&config.device),
                 config: Rc::new(config),
                 connections: Slab::new(CONNECTION),
                 requests: Slab::new(REQUEST),

@@ -14,6 +14,7 @@ use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
 
 use super::processes;
+use crate::cuda::nvml::{self, CardNow};
 
 /// The machine, the program and the model.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -44,6 +45,9 @@ pub struct Environment {
     /// The GPUs' driver.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub gpu_driver: Option<String>,
+    /// What they were doing when it ended.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub gpu_state: Vec<GpuState>,
     /// The seed of all that was random.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub seed: Option<u64>,
@@ -59,6 +63,21 @@ pub struct Environment {
     /// What a later version says, kept as it is.
     #[serde(flatten)]
     pub other: Map<String, Value>,
+}
+
+/// A GPU at the end of a run, with all that used it.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct GpuState {
+    /// Its name.
+    pub name: String,
+    /// Its memory, in bytes.
+    pub memory_bytes: u64,
+    /// What was taken of it, in bytes.
+    pub used_bytes: u64,
+    /// The share of the last second or less in which a kernel ran, 0 to 1; None: it does not tell.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub utilisation: Option<f64>,
 }
 
 /// Load on the machine while something was measured.
@@ -111,7 +130,11 @@ impl Environment {
         let cpuinfo = read("/proc/cpuinfo").unwrap_or_default();
         let cpu =
             cpuinfo.lines().find_map(|line| line.strip_prefix("model name")?.split(": ").nth(1));
-        let (gpus, gpu_driver) = gpus(Path::new("/proc/driver/nvidia"));
+        let (mut gpus, gpu_driver) = gpus(Path::new("/proc/driver/nvidia"));
+        let gpu_state: Vec<GpuState> = nvml::cards().into_iter().map(GpuState::from).collect();
+        if gpus.is_empty() {
+            gpus = gpu_state.iter().map(|gpu| gpu.name.clone()).collect();
+        }
         Environment {
             cpu: cpu.unwrap_or("unknown").to_owned(),
             cores: std::thread::available_parallelism().map_or(0, usize::from),
@@ -123,6 +146,7 @@ impl Environment {
             memory_mib: memory_mib(&read("/proc/meminfo").unwrap_or_default()),
             gpus,
             gpu_driver,
+            gpu_state,
             ..Environment::default()
         }
     }
@@ -135,7 +159,7 @@ impl Environment {
         };
         let (mine, theirs) = (object(self), object(that));
         let names = mine.keys().chain(theirs.keys().filter(|name| !mine.contains_key(*name)));
-        let names = names.filter(|name| *name != "noise" && *name != "seed");
+        let names = names.filter(|name| !["noise", "seed", "gpu_state"].contains(&name.as_str()));
         let show = |value: Option<&Value>| match value {
             None => "not known".to_owned(),
             Some(Value::String(text)) => text.clone(),
@@ -145,6 +169,13 @@ impl Environment {
         differ
             .map(|name| format!("{name}: {} / {}", show(mine.get(name)), show(theirs.get(name))))
             .collect()
+    }
+}
+
+impl From<CardNow> for GpuState {
+    fn from(card: CardNow) -> GpuState {
+        let CardNow { name, memory_bytes, used_bytes, utilisation } = card;
+        GpuState { name, memory_bytes, used_bytes, utilisation }
     }
 }
 
@@ -332,6 +363,7 @@ mod tests {
         (a.seed, b.seed) = (Some(1), Some(2));
         b.noise = Some(Noise::default());
         b.governor = Some("powersave".to_owned());
+        b.gpu_state = vec![GpuState { used_bytes: 7, ..GpuState::default() }];
         assert_eq!(a.differences(&b), ["cpu: A / B", "governor: not known / powersave"]);
     }
 

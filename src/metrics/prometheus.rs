@@ -25,6 +25,14 @@ impl Page {
         }
     }
 
+    /// The same of values that are not whole.
+    pub fn decimal(&mut self, name: &str, kind: &str, help: &str, values: &[(String, f64)]) {
+        self.head(name, kind, help);
+        for (labels, value) in values {
+            self.sample(name, labels, &value.to_string());
+        }
+    }
+
     /// A histogram in seconds, summed over the cores.
     pub fn histogram<'h>(
         &mut self,

@@ -6,6 +6,7 @@
 use std::fmt;
 use std::fs::{self, File};
 use std::io::{self, BufWriter, Read, Seek, SeekFrom, Write};
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use super::embedding::search::{Kind, Rows};
@@ -183,7 +184,7 @@ impl Matrix {
     /// It cannot be read, or is none, or its length is not what it says.
     pub fn open(path: &Path) -> Result<Matrix, Error> {
         let read = |error| Error::Read(path.to_owned(), error);
-        let mut file = File::open(path).map_err(read)?;
+        let file = File::open(path).map_err(read)?;
         let mut head = Vec::new();
         let mut limit = HEADER_BYTES;
         let (header, start) = loop {
@@ -204,7 +205,6 @@ impl Matrix {
         if bytes != wanted {
             return Err(Error::Length { path: path.to_owned(), bytes, wanted });
         }
-        file.seek(SeekFrom::Start(start as u64)).map_err(read)?;
         Ok(Matrix { path: path.to_owned(), file, header, start: start as u64 })
     }
 
@@ -232,37 +232,30 @@ impl Matrix {
         self.header.rows
     }
 
-    /// Tells all rows in blocks.
+    /// Rows of a block: `BLOCK_BYTES` of them.
+    pub fn block_rows(&self) -> u64 {
+        (BLOCK_BYTES / self.kind().row_bytes(self.dims())).max(1) as u64
+    }
+
+    /// Reads bytes of its values as they stand in the file, from that byte of them on; all are
+    /// within the matrix. Threads may read at once.
     ///
     /// # Errors
-    /// They cannot be read; or what `each` says.
-    pub fn each_block<E: From<Error>>(
-        &mut self,
-        mut each: impl FnMut(Rows<'_>) -> Result<(), E>,
-    ) -> Result<(), E> {
-        let row_bytes = self.kind().row_bytes(self.dims());
-        let step = (BLOCK_BYTES / row_bytes).max(1) as u64;
-        let mut at = 0;
-        while at < self.header.rows {
-            let count = step.min(self.header.rows - at);
-            let values = self.read(at, count)?;
-            each(values.rows())?;
-            at += count;
-        }
-        Ok(())
+    /// They cannot be read.
+    pub fn read_at(&self, byte: u64, out: &mut [u8]) -> Result<(), Error> {
+        let read = self.file.read_exact_at(out, self.start + byte);
+        read.map_err(|error| Error::Read(self.path.clone(), error))
     }
 
     /// Reads `count` rows from number `first` on; both are within the matrix.
     ///
     /// # Errors
     /// They cannot be read.
-    pub fn read(&mut self, first: u64, count: u64) -> Result<Values, Error> {
+    pub fn read(&self, first: u64, count: u64) -> Result<Values, Error> {
         let row_bytes = self.kind().row_bytes(self.dims()) as u64;
         let bytes = usize::try_from(count * row_bytes).expect("a block fits");
         let mut buffer = vec![0; bytes];
-        let at = SeekFrom::Start(self.start + first * row_bytes);
-        let read = self.file.seek(at).and_then(|_| self.file.read_exact(&mut buffer));
-        read.map_err(|error| Error::Read(self.path.clone(), error))?;
+        self.read_at(first * row_bytes, &mut buffer)?;
         Ok(match self.header.value {
             Type::F32 => {
                 let (words, _) = buffer.as_chunks::<4>();

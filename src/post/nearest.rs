@@ -81,6 +81,25 @@ pub struct Wanted<'a> {
     pub threads: usize,
 }
 
+/// Who looks through a corpus.
+pub trait Scan {
+    /// Has a search look at all rows of a corpus, and gives it back.
+    ///
+    /// # Errors
+    /// The corpus cannot be read, or holds a row that is no vector.
+    fn scan(&mut self, corpus: &Matrix, search: Search) -> Result<Search, Error>;
+}
+
+/// Has a search look at `count` rows of a corpus, from number `first` on.
+///
+/// # Errors
+/// They cannot be read, or one of them is no vector.
+pub fn look(corpus: &Matrix, first: u64, count: u64, search: &mut Search) -> Result<(), Error> {
+    let values = corpus.read(first, count)?;
+    let refused = |error| Error::Embedding(format!("{:?}", corpus.path()), error);
+    search.add(values.rows()).map_err(refused)
+}
+
 /// The `k` nearest rows of `corpus` for each query, the nearest first. With `oversample` over 1 so
 /// many times more are found first, and their scores are then those of the query's floats with the
 /// rows of `finer`, or else of the corpus itself.
@@ -88,12 +107,13 @@ pub struct Wanted<'a> {
 /// # Errors
 /// A matrix cannot be read, does not fit, or holds a row that is no vector.
 pub fn nearest(
-    corpus: &mut Matrix,
-    finer: Option<&mut Matrix>,
+    corpus: &Matrix,
+    finer: Option<&Matrix>,
     wanted: &Wanted<'_>,
+    scan: &mut dyn Scan,
 ) -> Result<Vec<Vec<Hit>>, Error> {
     let name = |matrix: &Matrix| format!("{:?}", matrix.path());
-    for matrix in [Some(&*corpus), finer.as_deref()].into_iter().flatten() {
+    for matrix in [Some(corpus), finer].into_iter().flatten() {
         if matrix.dims() != wanted.dims || matrix.dims() > DIMS_MAX {
             return Err(Error::Dims {
                 corpus: name(matrix),
@@ -110,12 +130,8 @@ pub fn nearest(
     let of_query = |error| Error::Embedding("the query".to_owned(), error);
     let k = wanted.k.saturating_mul(wanted.oversample);
     let search = Search::new(wanted.queries, wanted.dims, kind, k, wanted.threads);
-    let mut search = search.map_err(of_query)?;
-    let of_corpus = name(corpus);
-    corpus.each_block(|rows| {
-        search.add(rows).map_err(|error| Error::Embedding(of_corpus.clone(), error))
-    })?;
-    let mut found = search.finish();
+    let search = search.map_err(of_query)?;
+    let mut found = scan.scan(corpus, search)?.finish();
     if wanted.oversample > 1 {
         let finer = finer.unwrap_or(corpus);
         for (query, hits) in wanted.queries.chunks_exact(wanted.dims).zip(&mut found) {

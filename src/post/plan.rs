@@ -95,6 +95,20 @@ impl Plan {
         Ok(dims)
     }
 
+    /// All of it but the search: what rows become, and how wide they are then.
+    ///
+    /// # Errors
+    /// As `shape` and `quantize`.
+    pub fn transform(
+        &self,
+        mut rows: Vec<f32>,
+        dims: usize,
+        threads: usize,
+    ) -> Result<(Values, usize), Error> {
+        let dims = self.shape(&mut rows, dims, threads)?;
+        Ok((self.quantize(rows, dims, threads)?, dims))
+    }
+
     /// What rows that were shaped become.
     ///
     /// # Errors

@@ -59,24 +59,58 @@ pub fn dot(a: &[f32], b: &[f32]) -> f32 {
     tree(p)
 }
 
-/// `dot` of two vectors with the same third: the third is loaded once.
+/// A quarter of the partial sums: one AVX register.
+const PART: usize = LANES / 4;
+
+/// `dot` of each of R vectors with each of Q others, all of one length: `[R][Q]`. What one dot
+/// product has for itself are its additions; what it loads is loaded once for all. A quarter of the
+/// partial sums is made at a time, so that those of all pairs stay in registers, and the vectors in
+/// the nearest cache.
 #[inline(always)]
-pub fn dot_pair(a: [&[f32]; 2], b: &[f32]) -> [f32; 2] {
-    debug_assert!(a[0].len() == b.len() && a[1].len() == b.len());
-    let (mut p, mut q) = ([0f32; LANES], [0f32; LANES]);
-    let (a0, a0_rest) = a[0].as_chunks::<LANES>();
-    let (a1, a1_rest) = a[1].as_chunks::<LANES>();
-    let (b, b_rest) = b.as_chunks::<LANES>();
-    for ((a0, a1), b) in a0.iter().zip(a1).zip(b) {
-        add(&mut p, a0, b);
-        add(&mut q, a1, b);
+pub fn dot_tile<const R: usize, const Q: usize>(a: [&[f32]; R], b: [&[f32]; Q]) -> [[f32; Q]; R] {
+    let (whole_a, whole_b) = (a.map(|v| v.as_chunks::<LANES>().0), b.map(|v| v.as_chunks().0));
+    let mut p = [[[0f32; LANES]; Q]; R];
+    quarter::<R, Q, 0>(&whole_a, &whole_b, &mut p);
+    quarter::<R, Q, 1>(&whole_a, &whole_b, &mut p);
+    quarter::<R, Q, 2>(&whole_a, &whole_b, &mut p);
+    quarter::<R, Q, 3>(&whole_a, &whole_b, &mut p);
+    from_fn(|r| {
+        from_fn(|q| {
+            let (a, b) = (a[r].as_chunks::<LANES>().1, b[q].as_chunks::<LANES>().1);
+            if !a.is_empty() {
+                add(&mut p[r][q], &padded(a), &padded(b));
+            }
+            tree(p[r][q])
+        })
+    })
+}
+
+#[inline(always)]
+fn quarter<const R: usize, const Q: usize, const PLACE: usize>(
+    a: &[&[[f32; LANES]]; R],
+    b: &[&[[f32; LANES]]; Q],
+    p: &mut [[[f32; LANES]; Q]; R],
+) {
+    // Cut to one length here, so that no load below is checked.
+    let count = a[0].len();
+    let (a, b) = (a.map(|v| &v[..count]), b.map(|v| &v[..count]));
+    let mut sums = [[[0f32; PART]; Q]; R];
+    for i in 0..count {
+        let of_a: [[f32; PART]; R] = from_fn(|r| from_fn(|j| a[r][i][PART * PLACE + j]));
+        for q in 0..Q {
+            let of_b: [f32; PART] = from_fn(|j| b[q][i][PART * PLACE + j]);
+            for r in 0..R {
+                for j in 0..PART {
+                    sums[r][q][j] += of_a[r][j] * of_b[j];
+                }
+            }
+        }
     }
-    if !b_rest.is_empty() {
-        let b = padded(b_rest);
-        add(&mut p, &padded(a0_rest), &b);
-        add(&mut q, &padded(a1_rest), &b);
+    for r in 0..R {
+        for q in 0..Q {
+            p[r][q][PART * PLACE..][..PART].copy_from_slice(&sums[r][q]);
+        }
     }
-    [tree(p), tree(q)]
 }
 
 /// The dot product of a vector with one of small integers, each of which a float holds exactly.
@@ -116,8 +150,11 @@ mod tests {
             let (a, b, c) = (draw(), draw(), draw());
             let wanted = |a: &[f32], b: &[f32]| plainly(a.iter().zip(b).map(|(a, b)| a * b));
             assert_eq!(dot(&a, &b).to_bits(), wanted(&a, &b).to_bits(), "{n}");
-            let pair = dot_pair([&a, &c], &b);
-            assert_eq!(pair, [wanted(&a, &b), wanted(&c, &b)], "{n}");
+            let first = &a;
+            let tile = dot_tile([&a, &c], [&b, &a, &c]);
+            for (sums, a) in tile.iter().zip([&a, &c]) {
+                assert_eq!(*sums, [wanted(a, &b), wanted(a, first), wanted(a, &c)], "{n}");
+            }
             let bytes: Vec<i8> = b.iter().map(|b| (b * 40.0) as i8).collect();
             let floats: Vec<f32> = bytes.iter().map(|&b| f32::from(b)).collect();
             assert_eq!(dot_int8(&a, &bytes).to_bits(), dot(&a, &floats).to_bits(), "{n}");

@@ -199,7 +199,7 @@ fn a_late_request_is_cancelled_at_the_gateway_and_errors_are_kept() {
 #[test]
 fn a_gateway_wants_its_key() {
     let mut command = cnse();
-    command.env("CNSE_API_KEY", "k").args(["serve", "--port", "0"]);
+    command.env("CNSE_API_KEY", "k").args(["serve", "--sim-model", "words", "--port", "0"]);
     let gateway = Server::spawn(command);
     let refused = probe(&parse_servers(&url(&gateway), Some("wrong")).unwrap()[0]).unwrap_err();
     let wanted = format!("{}: it refuses the key: set CNSE_API_KEY", url(&gateway));
@@ -224,7 +224,7 @@ fn work_moves_when_a_gateway_is_killed_and_comes_back_with_it() {
     rig.all_well(200);
     let port = first.port();
     let mut command = cnse();
-    command.args(["serve", "--sim-ttft", "20ms", "--port", &port]);
+    command.args(["serve", "--sim-model", "words", "--sim-ttft", "20ms", "--port", &port]);
     let back = Server::spawn(command);
     rig.until("it is found again", |rig| rig.executor.slots() == 16);
     rig.rows(250, |at| chat(at, 2));

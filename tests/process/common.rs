@@ -47,10 +47,16 @@ pub struct Server {
 }
 
 impl Server {
-    /// Starts `cnse serve` on a free port.
+    /// Starts `cnse serve` on a free port. Where no backend and no model is named, its answers are
+    /// words: they cost nothing, and end where a request says.
     pub fn start(args: &[&str]) -> Server {
+        const NAMED: [&str; 6] =
+            ["--sim-model", "--sim-vocab", "--echo", "--llama-url", "--openai-url", "--device"];
         let mut command = cnse();
         command.args(["serve", "--port", "0"]).args(args);
+        if !args.iter().any(|arg| NAMED.contains(arg)) {
+            command.args(["--sim-model", "words"]);
+        }
         Server::spawn(command)
     }
 

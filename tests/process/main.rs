@@ -8,6 +8,7 @@ mod bench_storage;
 mod cli;
 mod common;
 mod gpu;
+mod gpu_faults;
 mod hostile;
 mod llama;
 mod mpirun;

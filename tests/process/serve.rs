@@ -208,7 +208,7 @@ fn deadlines_stalls_and_keepalives() {
 #[test]
 fn a_key_for_both_protocols() {
     let mut command = cnse();
-    command.args(["serve", "--port", "0"]).env("CNSE_API_KEY", "secret");
+    command.args(["serve", "--sim-model", "words", "--port", "0"]).env("CNSE_API_KEY", "secret");
     let server = Server::spawn(command);
     let body = r#"{"prompt":"x","max_tokens":1}"#;
     assert_eq!(server.post("/v1/completions", body).0, 401);

@@ -60,6 +60,7 @@ pub fn start(builtin: &Builtin, method: &str, path: &str, body: &[u8]) -> Result
             "model_alias": config.model, "model_path": "built-in",
             "chat_template": "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}",
             "build_info": concat!("cnse-", env!("CARGO_PKG_VERSION")),
+            "gpu": config.language.as_ref().and_then(|l| l.device.usage()).map(|c| c.json()),
         }),
         "/v1/models" | "/models" => {
             let size = match &config.language {

@@ -7,10 +7,10 @@
 
 use std::cell::RefCell;
 use std::rc::Rc;
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 
 use super::ngrams::{Context, Model};
-use crate::cuda::{self, Choice, Starting};
+use crate::cuda::Device;
 use crate::post::sampling::{self, Batch, Edit, Logits, Params, Refusal, Sampled};
 
 /// Rows of a batch: a core is kept from its streams for some 50 us by each.
@@ -23,21 +23,14 @@ const LOGITS_BYTES_MAX: usize = 32 << 20;
 pub struct Language {
     /// It.
     pub model: Arc<Model>,
-    device: Choice,
-    /// None until it is wanted.
-    card: Arc<OnceLock<Starting>>,
+    /// On which card, once it is open.
+    pub device: Device,
 }
 
 impl Language {
     /// A model whose tokens are drawn there.
-    pub fn new(model: Model, device: Choice) -> Language {
-        Language { model: Arc::new(model), device, card: Arc::default() }
-    }
-
-    /// Begins to open the card. The driver's threads take over the mask of signals of whoever does:
-    /// those that another thread awaits must be blocked.
-    pub fn card(&self) -> &Starting {
-        self.card.get_or_init(|| cuda::start(self.device))
+    pub fn new(model: Model, device: Device) -> Language {
+        Language { model: Arc::new(model), device }
     }
 }
 
@@ -157,7 +150,7 @@ impl Sampler {
         let logits = Logits::F32(&self.logits);
         let batch_of =
             Batch { logits, vocab, params: &params, edits: &edits, top_n, entropy: false };
-        let drawn = match self.card.sample(self.language.card(), &batch_of) {
+        let drawn = match self.card.sample(&self.language.device, &batch_of) {
             Some(drawn) => drawn,
             None => sampling::sample(&batch_of, 1)
                 .expect("parameters and edits were checked when their request came"),
@@ -249,9 +242,16 @@ enum Card {
     Awaited,
     /// It is there.
     #[cfg(feature = "cuda")]
-    Open(Box<(crate::cuda::sampling::Sampler, crate::cuda::Lane)>),
+    Open(Box<OnCard>),
     /// There is none, or it failed.
     None,
+}
+
+#[cfg(feature = "cuda")]
+#[derive(Debug)]
+struct OnCard {
+    sampler: crate::cuda::sampling::Sampler,
+    lane: crate::cuda::Lane,
 }
 
 #[cfg(feature = "cuda")]
@@ -263,42 +263,46 @@ impl Card {
     /// None: the CPU is to do it.
     fn sample(
         &mut self,
-        device: &Starting,
+        device: &Device,
         batch: &Batch<'_>,
     ) -> Option<Vec<Result<Sampled, Refusal>>> {
-        use crate::cuda::sampling::{SampleError, Sampler};
-        use crate::cuda::{Lane, LaneBounds};
+        use crate::cuda::sampling::SampleError;
         if let Card::Awaited = self {
-            let gpu = match device.poll()? {
-                Ok(gpu) => gpu,
-                Err(error) => {
-                    log::info!("tokens are drawn on the CPU: {error}");
-                    *self = Card::None;
-                    return None;
-                }
+            let opened = match device.start().poll()? {
+                Ok(gpu) => OnCard::open(gpu),
+                Err(error) => Err(error.clone()),
             };
-            let opened = Sampler::open(gpu)
-                .and_then(|sampler| Ok((sampler, Lane::open(gpu, &LaneBounds::default())?)));
             match opened {
                 Ok(opened) => *self = Card::Open(Box::new(opened)),
-                Err(error) => {
-                    log::warn!("tokens are drawn on the CPU: {error}");
-                    *self = Card::None;
-                }
+                Err(error) => self.fail(device, &error),
             }
         }
         let Card::Open(open) = self else { return None };
-        match open.0.sample(&open.1, batch) {
+        match open.sampler.sample(&open.lane, batch) {
             Ok(drawn) => Some(drawn),
             Err(SampleError::Batch(error)) => {
                 unreachable!("checked when their request came: {error}")
             }
-            Err(error) => {
-                log::warn!("from now on tokens are drawn on the CPU: {error}");
-                *self = Card::None;
+            Err(SampleError::Card(error)) => {
+                self.fail(device, &error);
                 None
             }
         }
+    }
+
+    /// Nothing is lost: a row whose token was not drawn has not moved on.
+    fn fail(&mut self, device: &Device, error: &crate::cuda::Error) {
+        device.give_up(error);
+        *self = Card::None;
+    }
+}
+
+#[cfg(feature = "cuda")]
+impl OnCard {
+    fn open(gpu: &Arc<crate::cuda::Gpu>) -> Result<OnCard, crate::cuda::Error> {
+        let lane = crate::cuda::Lane::open(gpu, &crate::cuda::LaneBounds::default())?;
+        lane.stream().meter().start();
+        Ok(OnCard { sampler: crate::cuda::sampling::Sampler::open(gpu)?, lane })
     }
 }
 
@@ -309,7 +313,7 @@ impl Card {
     }
 
     /// None: the CPU is to do it, since this build knows no card.
-    fn sample(&mut self, _: &Starting, _: &Batch<'_>) -> Option<Vec<Result<Sampled, Refusal>>> {
+    fn sample(&mut self, _: &Device, _: &Batch<'_>) -> Option<Vec<Result<Sampled, Refusal>>> {
         match self {
             Card::None => None,
         }

@@ -1,6 +1,8 @@
-use super::*;
-use crate::wire::frame::ErrorCode;
 use serde_json::Value;
+
+use super::*;
+use crate::cuda::{Choice, Device};
+use crate::wire::frame::ErrorCode;
 
 fn builtin(echo: bool, itl_ms: u64) -> Builtin {
     Builtin::new(BuiltinConfig {
@@ -167,7 +169,7 @@ fn delays_have_the_mean_that_was_asked_for() {
 }
 
 fn model(itl_ms: u64) -> Builtin {
-    let language = Language::new(ngrams::Model::new(2000), crate::cuda::Choice::Cpu);
+    let language = Language::new(ngrams::Model::new(2000), Device::new(Choice::Cpu));
     let config =
         BuiltinConfig { language: Some(language), ..(*builtin(false, itl_ms).config).clone() };
     Builtin::new(config)

@@ -17,7 +17,8 @@ fn output(folder: &Path, rows: &[(&str, &str)]) -> PathBuf {
 
 fn plan(folder: &Path, text: &str, output: PathBuf) -> MatrixPlan {
     let plan = Plan::parse(text).unwrap();
-    MatrixPlan { plan, output, matrix: folder.join("m.npy"), threads: 2 }
+    let device = Device::new(crate::cuda::Choice::Cpu);
+    MatrixPlan { plan, output, matrix: folder.join("m.npy"), threads: 2, device }
 }
 
 const ROWS: [(&str, &str); 3] = [
@@ -32,7 +33,7 @@ fn a_matrix_has_the_rows_in_their_order_and_their_names() {
     let output = output(&folder, &ROWS);
     let mut plan = plan(&folder, "normalize,truncate=3", output);
     assert_eq!(make(&plan).unwrap(), Made { rows: 3, dims: 3, topk: None });
-    let mut matrix = Matrix::open(&plan.matrix).unwrap();
+    let matrix = Matrix::open(&plan.matrix).unwrap();
     assert_eq!((matrix.kind(), matrix.dims(), matrix.rows()), (Kind::F32, 3, 3));
     let wanted = vec![0.6, 0.8, 0.0, 0.0, -1.0, 0.0, 0.0, 0.0, 1.0];
     assert_eq!(matrix.read(0, 3).unwrap(), Values::F32(wanted));

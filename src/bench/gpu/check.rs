@@ -1,12 +1,15 @@
 //! Each kernel against its twin, bit by bit, over random shapes.
 
+use std::cell::RefCell;
 use std::sync::Arc;
 use std::time::Instant;
 
+use super::check_sampling::sample;
 use crate::cuda::kernels::dequant::{self, Weights};
 use crate::cuda::kernels::embedding::{Embeddings, Fault, Shaped};
 use crate::cuda::kernels::search;
-use crate::cuda::{Busy, Error, Gpu, Lane, LaneBounds, Usage};
+use crate::cuda::sampling::{Sampler, Type};
+use crate::cuda::{Error, Gpu, Lane, LaneBounds, Usage};
 use crate::post::embedding::search::{Kind, Rows, Search};
 use crate::post::embedding::{mean_pool, normalize, quantize_binary, quantize_int8, truncate};
 use crate::post::quant::{Format, dequantize, matvec};
@@ -30,12 +33,8 @@ pub struct Check {
 pub struct Report {
     /// Of each kernel.
     pub checks: Vec<Check>,
-    /// Memory of the card.
-    pub device: Usage,
     /// Pinned memory of the host.
     pub pinned: Usage,
-    /// For how long the card had something to do.
-    pub busy: Busy,
     /// How long it all took, most of it the twins.
     pub wall_ms: f64,
 }
@@ -44,13 +43,15 @@ pub struct Report {
 type Case = fn(&Bench, &mut Prng) -> Result<Result<(), String>, Error>;
 
 /// What the cases work on.
-struct Bench {
-    lane: Lane,
+pub(super) struct Bench {
+    pub(super) lane: Lane,
+    pub(super) sampler: Sampler,
     weights: Weights,
     embeddings: Embeddings,
+    feeder: RefCell<search::Feeder>,
 }
 
-const CASES: [(&str, Case); 12] = [
+const CASES: [(&str, Case); 15] = [
     ("memory", memory),
     ("mean_pool", pool),
     ("shape to f32", |bench, prng| shape(bench, prng, Kind::F32)),
@@ -63,6 +64,9 @@ const CASES: [(&str, Case); 12] = [
     ("dequantize Q4_K", |bench, prng| floats(bench, prng, Format::Q4K)),
     ("matrix-vector Q8_0", |bench, prng| product(bench, prng, Format::Q8_0)),
     ("matrix-vector Q4_K", |bench, prng| product(bench, prng, Format::Q4K)),
+    ("sampling f32", |bench, prng| sample(bench, prng, Type::F32)),
+    ("sampling f16", |bench, prng| sample(bench, prng, Type::F16)),
+    ("sampling bf16", |bench, prng| sample(bench, prng, Type::Bf16)),
 ];
 
 /// Tries `cases` shapes with each kernel.
@@ -73,8 +77,10 @@ pub fn run(gpu: &Arc<Gpu>, cases: u32, seed: u64) -> Result<Report, Error> {
     let begun = Instant::now();
     let bench = Bench {
         lane: Lane::open(gpu, &LaneBounds::default())?,
+        sampler: Sampler::open(gpu)?,
         weights: Weights::load(gpu)?,
         embeddings: Embeddings::load(gpu)?,
+        feeder: RefCell::new(search::Feeder::open(gpu)?),
     };
     bench.lane.stream().meter().start();
     let mut checks = Vec::new();
@@ -90,15 +96,13 @@ pub fn run(gpu: &Arc<Gpu>, cases: u32, seed: u64) -> Result<Report, Error> {
     }
     Ok(Report {
         checks,
-        device: bench.lane.device_usage(),
         pinned: bench.lane.pinned_usage(),
-        busy: bench.lane.stream().meter().busy(),
         wall_ms: begun.elapsed().as_secs_f64() * 1e3,
     })
 }
 
 /// From `least` to `most`, small ones often.
-fn size(prng: &mut Prng, least: u64, most: u64) -> usize {
+pub(super) fn size(prng: &mut Prng, least: u64, most: u64) -> usize {
     let width = (most - least) as f64;
     (least + (width * prng.unit().powi(3)).round() as u64) as usize
 }
@@ -287,7 +291,7 @@ fn nearest(bench: &Bench, prng: &mut Prng, kind: Kind) -> Result<Result<(), Stri
     let mut search = search::Search::open(lane, kind, dims, &of_queries, lengths.as_deref(), k)?;
     let on_card = lane.upload(&all[..resident])?;
     search.add(&on_card)?;
-    search.add_host(&all[resident..])?;
+    search.add_host(&mut bench.feeder.borrow_mut(), &all[resident..])?;
     let what = format!("{} queries, {rows} rows of {dims}, k = {k}", wanted.len());
     let Ok(got) = search.finish()? else { return Ok(Err(format!("{what}: a row is refused"))) };
     for (query, (got, wanted)) in got.iter().zip(&wanted).enumerate() {

@@ -8,7 +8,7 @@ use super::figures::Figure;
 use super::measure::{SAMPLES, Times, graph};
 use crate::cuda::kernels::dequant::Weights;
 use crate::cuda::kernels::embedding::{Embeddings, Fault, Shaped};
-use crate::cuda::kernels::search::Search;
+use crate::cuda::kernels::search::{Feeder, Search};
 use crate::cuda::{DeviceVec, Error, Gpu, Lane, LaneBounds, Plain};
 use crate::post::embedding::search::Kind;
 use crate::post::quant::Format;
@@ -60,6 +60,18 @@ pub fn run(gpu: &Arc<Gpu>, seed: u64) -> Result<Vec<Figure>, Error> {
         bench.search(kind, queries)?;
     }
     bench.search_host()?;
+    Ok(bench.figures)
+}
+
+/// The copy alone, of which all shares are.
+///
+/// # Errors
+/// As `run`.
+pub fn copy(gpu: &Arc<Gpu>, seed: u64) -> Result<Vec<Figure>, Error> {
+    let bytes = INPUT_BYTES.min(gpu.budget() / 8) >> 20 << 20;
+    let lane = Lane::open(gpu, &LaneBounds::default())?;
+    let mut bench = Bench { lane: &lane, prng: Prng::new(seed), bytes, figures: Vec::new() };
+    bench.copy()?;
     Ok(bench.figures)
 }
 
@@ -226,14 +238,13 @@ impl Bench<'_> {
             (0..1 << 20).flat_map(|_| (self.prng.normal() as f32).to_le_bytes()).collect();
         let corpus: Vec<u8> = block.iter().copied().cycle().take(rows * row_bytes).collect();
         let mut samples = Vec::new();
+        let mut feeder = Feeder::open(self.lane.gpu())?;
         for _ in 0..5 {
             let queries = &block[..row_bytes];
             let mut search =
                 Search::open(self.lane, Kind::F32, SEARCH_DIMS, queries, Some(&[28.0]), K)?;
-            // The first part takes the blocks through which the others come.
-            search.add_host(&corpus[..row_bytes])?;
             let begun = Instant::now();
-            search.add_host(&corpus)?;
+            search.add_host(&mut feeder, &corpus)?;
             samples.push(begun.elapsed().as_secs_f64() * 1e6);
         }
         let shape = format!("1 x [{rows}, {SEARCH_DIMS}], k = {K}");

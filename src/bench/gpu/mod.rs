@@ -6,7 +6,9 @@
 //! read and written bytes counted.
 
 pub mod check;
+mod check_sampling;
 pub mod figures;
 pub mod kernels;
 pub mod measure;
+pub mod sampling;
 pub mod transfers;

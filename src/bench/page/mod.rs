@@ -139,6 +139,13 @@ fn environment(record: &Record) -> Vec<(String, String)> {
     put("clock governor", environment.governor.clone().unwrap_or_default());
     put("GPUs", environment.gpus.join(", "));
     put("GPU driver", environment.gpu_driver.clone().unwrap_or_default());
+    for gpu in &environment.gpu_state {
+        let gib = |bytes: u64| figure(bytes as f64 / f64::from(1 << 30));
+        let busy =
+            gpu.utilisation.map_or(String::new(), |share| format!(", {:.0} % busy", 100.0 * share));
+        let (used, all) = (gib(gpu.used_bytes), gib(gpu.memory_bytes));
+        put(&format!("{} at the end", gpu.name), format!("{used} of {all} GiB{busy}"));
+    }
     put("seed", environment.seed.map_or(String::new(), |seed| seed.to_string()));
     if let Some(noise) = &environment.noise {
         put("other load, cores", grouped(noise.other_cores, 2));

@@ -431,7 +431,7 @@ pub fn describe(record: &mut Record, parsed: &Parsed, endpoint: &Endpoint) -> Re
             discover::get(target, endpoint.address, "/props", Duration::from_secs(10))
     {
         let props: Value = serde_json::from_slice(&body).unwrap_or_default();
-        for name in ["build_info", "model_alias", "model_path", "model_ftype"] {
+        for name in ["build_info", "model_alias", "model_path", "model_ftype", "gpu"] {
             if !props[name].is_null() {
                 said.insert(name.to_owned(), props[name].clone());
             }

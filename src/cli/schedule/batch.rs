@@ -25,6 +25,7 @@ use crate::batch::ship;
 use crate::batch::spool::Spool;
 use crate::cli::Error;
 use crate::cli::flags::Parsed;
+use crate::cuda::Device;
 use crate::net::Waker;
 use crate::post::matrix::Matrix;
 use crate::post::plan::Plan;
@@ -417,6 +418,9 @@ fn matrix_plan(
         return match (parsed.has("post"), matrix) {
             (true, _) => Err("--post is for --input, whose rows call /v1/embeddings".to_owned()),
             (false, Some(_)) => Err("--matrix is written with --post STEPS".to_owned()),
+            (false, None) if parsed.has("device") => {
+                Err("--device is where --post STEPS works".to_owned())
+            }
             (false, None) => Ok(None),
         };
     };
@@ -429,7 +433,8 @@ fn matrix_plan(
         return Err(format!("--matrix {matrix:?}: results or failed rows go there"));
     }
     let (output, threads) = (files.output.clone(), threads::cores());
-    Ok(Some(MatrixPlan { plan, output, matrix, threads }))
+    let device = Device::new(parsed.device()?);
+    Ok(Some(MatrixPlan { plan, output, matrix, threads, device }))
 }
 
 fn journal(

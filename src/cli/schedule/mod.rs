@@ -57,6 +57,11 @@ pub const FLAGS: &[Flag] = &[
         "--post: where the vectors go, .npy or .jsonl, with their names in FILE.ids.jsonl \
          (OUTPUT.npy)",
     ),
+    Flag::new(
+        "device",
+        "NAME",
+        "--post: where it works: auto, cpu or cuda:N; the same bytes on each (auto)",
+    ),
     Flag::switch("retry-failed", "ask rows again that failed in an earlier run"),
     Flag::switch("dry-run", "look at the whole input, and send nothing"),
     Flag::new("prompt", "TEXT", "instead of rows: one prompt, --iters times"),

@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use super::blocks;
-use crate::cuda::{Arguments, DeviceVec, Error, Family, Function, Gpu, Grid, Lane};
+use crate::cuda::{Arguments, DeviceVec, Error, Family, Function, Gpu, Grid, Landing, Lane};
 
 /// The kernels of `cuda/embedding.cu`.
 pub static EMBEDDING: Family = family!("embedding");
@@ -73,8 +73,20 @@ impl Fault {
     /// # Errors
     /// What the driver says.
     pub fn read(&self, lane: &Lane) -> Result<Option<u32>, Error> {
-        let row = lane.download(&self.0)?[0];
-        Ok((row != u32::MAX).then_some(row))
+        Ok(Fault::of(&self.begin_read(lane)?.wait()?))
+    }
+
+    /// Begins to read it, in the stream's order.
+    ///
+    /// # Errors
+    /// What the driver says.
+    pub fn begin_read<'a>(&self, lane: &'a Lane) -> Result<Landing<'a, u32>, Error> {
+        lane.begin_download(&self.0)
+    }
+
+    /// The row that was read; None: there is none.
+    pub fn of(read: &[u32]) -> Option<u32> {
+        read.first().copied().filter(|row| *row != u32::MAX)
     }
 
     pub(super) fn at_mut(&mut self) -> u64 {

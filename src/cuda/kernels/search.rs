@@ -2,7 +2,7 @@
 //! of `post::embedding::search`, to the bit, and so is the order.
 //!
 //! ```text
-//! host rows --threads--> 2 pinned blocks --copy stream--> 2 blocks on the card
+//! host rows --threads--> 2 pinned blocks --copy stream--> 2 blocks on the card     (Feeder)
 //!                                                            |  score_*: keys above the bound
 //!                                                            v
 //!                      k nearest so far, their bound  <--  keep_nearest
@@ -19,6 +19,7 @@ use crate::cuda::{
     Plain,
 };
 use crate::post::embedding::search::{Hit, Kind};
+use crate::post::threads;
 
 /// The kernels of `cuda/search.cu`.
 pub static SEARCH: Family = family!("search");
@@ -36,8 +37,10 @@ const KEY_BYTES_MAX: usize = 64 << 20;
 const PART_ROWS_MAX: u64 = 1 << 20;
 /// One of the two blocks through which rows of the host come.
 const BLOCK_BYTES: usize = 32 << 20;
-/// Threads that copy into a pinned block at most: one alone has a tenth of what the bus carries.
-const COPY_THREADS_MAX: usize = 8;
+/// Threads that fill a pinned block at most: one alone has a tenth of what the bus carries.
+const FILL_THREADS_MAX: usize = 8;
+/// What a thread fills at least: it takes longer than to start one.
+const FILL_BYTES_MIN: usize = 1 << 20;
 
 struct Block {
     host: PinnedVec<u8>,
@@ -45,6 +48,63 @@ struct Block {
     copied: Event,
     scored: Event,
     used: bool,
+}
+
+/// The way of rows from the host: two pinned blocks, two on the card, and a stream that copies.
+/// For any number of searches, one after the other.
+pub struct Feeder {
+    // Before the lane that they are of.
+    blocks: [Block; 2],
+    lane: Lane,
+}
+
+impl std::fmt::Debug for Feeder {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Feeder({:?})", self.lane)
+    }
+}
+
+impl Feeder {
+    /// Takes the memory.
+    ///
+    /// # Errors
+    /// `OutOfMemory`, `NoPinned`, or what the driver says.
+    pub fn open(gpu: &Arc<Gpu>) -> Result<Feeder, Error> {
+        let slab = 2 * BLOCK_BYTES;
+        let bounds = LaneBounds {
+            device_slab_bytes: slab,
+            pinned_slab_bytes: slab,
+            ..LaneBounds::default()
+        };
+        let lane = Lane::open(gpu, &bounds)?;
+        lane.stream().meter().start();
+        let block = || {
+            Ok::<Block, Error>(Block {
+                host: lane.pinned(BLOCK_BYTES)?,
+                device: lane.device(BLOCK_BYTES)?,
+                copied: Event::open(gpu)?,
+                scored: Event::open(gpu)?,
+                used: false,
+            })
+        };
+        let blocks = [block()?, block()?];
+        Ok(Feeder { blocks, lane })
+    }
+}
+
+/// Why a search ended before its corpus did.
+#[derive(Debug)]
+pub enum Halt<E> {
+    /// The card failed.
+    Card(Error),
+    /// Rows could not be had.
+    Rows(E),
+}
+
+impl<E> From<Error> for Halt<E> {
+    fn from(error: Error) -> Halt<E> {
+        Halt::Card(error)
+    }
 }
 
 /// A search under way.
@@ -69,7 +129,6 @@ pub struct Search<'a> {
     side: usize,
     fault: Fault,
     rows: u64,
-    copier: Option<(Lane, [Block; 2])>,
 }
 
 impl std::fmt::Debug for Search<'_> {
@@ -128,7 +187,6 @@ impl<'a> Search<'a> {
             side: 0,
             fault: Fault::open(lane)?,
             rows: 0,
-            copier: None,
         };
         lane.fill(&mut search.counts, 0)?;
         lane.fill(&mut search.kept, 0)?;
@@ -193,55 +251,83 @@ impl<'a> Search<'a> {
         Ok(())
     }
 
-    /// Looks at the next rows of the corpus, which are on the host: while one block of them is
-    /// scored, the next is copied. Waits until all of them were copied.
+    /// Looks at the next `bytes` of the corpus, whole rows that `fill` writes: from that byte of
+    /// them on, in several threads at once. While one block is scored, the next is copied and the
+    /// one behind it filled. Waits until all were copied.
     ///
     /// # Errors
-    /// `OutOfMemory`, `NoPinned`, or what the driver says.
+    /// What `fill` or the driver says.
     ///
     /// # Panics
     /// As `add`.
-    pub fn add_host(&mut self, rows: &[u8]) -> Result<(), Error> {
+    pub fn feed<E: Send>(
+        &mut self,
+        feeder: &mut Feeder,
+        bytes: u64,
+        fill: &(dyn Fn(u64, &mut [u8]) -> Result<(), E> + Sync),
+    ) -> Result<(), Halt<E>> {
         let row_bytes = self.kind.row_bytes(self.dims);
-        assert!(rows.len().is_multiple_of(row_bytes), "rows are whole");
-        let block_bytes = (BLOCK_BYTES / row_bytes).max(1) * row_bytes;
-        let (copier, mut blocks) = match self.copier.take() {
-            Some(copier) => copier,
-            None => open_copier(self.lane.gpu(), block_bytes)?,
-        };
-        let outcome = self.stream_rows(&copier, &mut blocks, rows, block_bytes);
-        // Nothing may be under way when the blocks are dropped.
-        let waited = self.lane.synchronize().and_then(|()| copier.synchronize());
-        self.copier = Some((copier, blocks));
-        outcome.and(waited)
+        assert!(bytes.is_multiple_of(row_bytes as u64), "rows are whole");
+        assert!(row_bytes <= BLOCK_BYTES, "a row of 65,536 dimensions is far below a block");
+        let outcome = self.feed_blocks(feeder, bytes, BLOCK_BYTES / row_bytes * row_bytes, fill);
+        // Nothing may be under way when the blocks are filled next, or dropped.
+        let waited = self.lane.synchronize().and_then(|()| feeder.lane.synchronize());
+        feeder.blocks.iter_mut().for_each(|block| block.used = false);
+        outcome.and(waited.map_err(Halt::Card))
     }
 
-    fn stream_rows(
+    fn feed_blocks<E: Send>(
         &mut self,
-        copier: &Lane,
-        blocks: &mut [Block; 2],
-        rows: &[u8],
+        feeder: &mut Feeder,
+        bytes: u64,
         block_bytes: usize,
-    ) -> Result<(), Error> {
-        for (index, part) in rows.chunks(block_bytes).enumerate() {
-            let block = &mut blocks[index % 2];
-            if block.used {
+        fill: &(dyn Fn(u64, &mut [u8]) -> Result<(), E> + Sync),
+    ) -> Result<(), Halt<E>> {
+        let Feeder { blocks, lane: copier } = feeder;
+        let (mut done, mut turn) = (0, 0);
+        while done < bytes {
+            let block = &mut blocks[turn % 2];
+            if std::mem::replace(&mut block.used, true) {
                 block.copied.synchronize()?;
                 copier.stream().wait(&block.scored)?;
             }
-            block.used = true;
-            let host = &mut block.host[..part.len()];
-            copy_in_threads(part, host);
+            let part = (bytes - done).min(block_bytes as u64) as usize;
+            let host = &mut block.host[..part];
+            fill_in_threads(done, host, fill).map_err(Halt::Rows)?;
             let at = block.device.at_mut();
             // SAFETY: both have that many bytes. The host's block is written again only when
             // `copied` is past, and the card's only when the other stream is past `scored`.
-            unsafe { copier.copy_in(at, host.as_ptr(), part.len())? };
+            unsafe { copier.copy_in(at, host.as_ptr(), part)? };
             block.copied.record(copier.stream())?;
             self.lane.stream().wait(&block.copied)?;
-            self.add_at(at, part.len())?;
-            blocks[index % 2].scored.record(self.lane.stream())?;
+            self.add_at(at, part)?;
+            blocks[turn % 2].scored.record(self.lane.stream())?;
+            done += part as u64;
+            turn += 1;
         }
         Ok(())
+    }
+
+    /// `feed` with rows that are in the host's memory.
+    ///
+    /// # Errors
+    /// What the driver says.
+    ///
+    /// # Panics
+    /// As `add`.
+    pub fn add_host(&mut self, feeder: &mut Feeder, rows: &[u8]) -> Result<(), Error> {
+        let fill = |at: u64, out: &mut [u8]| {
+            out.copy_from_slice(&rows[at as usize..][..out.len()]);
+            Ok(())
+        };
+        self.feed(feeder, rows.len() as u64, &fill).map_err(|halt| match halt {
+            Halt::Card(error) | Halt::Rows(error) => error,
+        })
+    }
+
+    /// Memory of the card that a query takes, in bytes.
+    pub fn bytes_of_query(row_bytes: usize, k: u32) -> usize {
+        row_bytes + 8 * FIRST_ROWS as usize + 16 * k as usize + 64
     }
 
     /// Waits, and tells the nearest rows of each query, the nearest first; or, as `Err` within, the
@@ -282,37 +368,25 @@ fn kernel(kind: Kind, row_bytes: usize, queries: usize) -> (&'static str, (u32, 
     }
 }
 
-fn open_copier(gpu: &Arc<Gpu>, block_bytes: usize) -> Result<(Lane, [Block; 2]), Error> {
-    let slab = 2 * block_bytes.next_multiple_of(1 << 20) + (16 << 20);
-    let bounds =
-        LaneBounds { device_slab_bytes: slab, pinned_slab_bytes: slab, ..LaneBounds::default() };
-    let lane = Lane::open(gpu, &bounds)?;
-    let block = || {
-        Ok::<Block, Error>(Block {
-            host: lane.pinned(block_bytes)?,
-            device: lane.device(block_bytes)?,
-            copied: Event::open(gpu)?,
-            scored: Event::open(gpu)?,
-            used: false,
-        })
-    };
-    let blocks = [block()?, block()?];
-    Ok((lane, blocks))
-}
-
-fn copy_in_threads(from: &[u8], to: &mut [u8]) {
-    let cores = std::thread::available_parallelism().map_or(1, usize::from);
-    let piece = from.len().div_ceil(cores.min(COPY_THREADS_MAX)).max(1 << 20);
+fn fill_in_threads<E: Send>(
+    from: u64,
+    to: &mut [u8],
+    fill: &(dyn Fn(u64, &mut [u8]) -> Result<(), E> + Sync),
+) -> Result<(), E> {
+    let threads = threads::cores().min(FILL_THREADS_MAX);
+    let piece = to.len().div_ceil(threads).max(FILL_BYTES_MIN);
     std::thread::scope(|scope| {
-        let mut pieces = from.chunks(piece).zip(to.chunks_mut(piece));
+        let at = (0..).map(|index| from + (index * piece) as u64);
+        let mut pieces = at.zip(to.chunks_mut(piece));
         let mine = pieces.next();
-        for (from, to) in pieces {
-            scope.spawn(move || to.copy_from_slice(from));
+        let others: Vec<_> =
+            pieces.map(|(at, piece)| scope.spawn(move || fill(at, piece))).collect();
+        let mut outcome = mine.map_or(Ok(()), |(at, piece)| fill(at, piece));
+        for other in others {
+            outcome = outcome.and(other.join().expect("a panic aborts"));
         }
-        if let Some((from, to)) = mine {
-            to.copy_from_slice(from);
-        }
-    });
+        outcome
+    })
 }
 
 /// What a key says.

@@ -12,11 +12,16 @@
 //! of equal ones the one that stands first in the corpus; with `+ 0` there is no -0. So the result
 //! depends neither on blocks nor on threads.
 
+use std::array::from_fn;
+
 use super::{Error, check_finite, quantize_binary, quantize_int8};
 use crate::post::simd::{Kernel, widest};
-use crate::post::sums::{dot, dot_int8, dot_pair};
+use crate::post::sums::{dot, dot_int8, dot_tile};
 use crate::post::threads::{ranges, worth};
 
+/// Queries and rows whose dot products are made together: as many sums as there are registers.
+const TILE_QUERIES: usize = 4;
+const TILE_ROWS: usize = 2;
 /// Rows that one thread looks at before the next query: they stay in its cache meanwhile.
 const BLOCK_BYTES: usize = 128 << 10;
 
@@ -242,6 +247,40 @@ impl Search {
         Ok(())
     }
 
+    /// How many queries there are.
+    pub fn count(&self) -> usize {
+        self.nearest.len()
+    }
+
+    /// How many rows are looked for, for each.
+    pub fn k(&self) -> usize {
+        self.nearest.first().map_or(0, |nearest| nearest.k)
+    }
+
+    /// The queries as rows of the corpus' kind, and their lengths, which bits do not have.
+    pub fn queries(&self) -> (Rows<'_>, Option<&[f32]>) {
+        match &self.queries {
+            Queries::F32(values, lengths) => (Rows::F32(values), Some(lengths)),
+            Queries::Int8(values, lengths) => (Rows::Int8(values), Some(lengths)),
+            Queries::Binary(bytes) => (Rows::Binary(bytes), None),
+        }
+    }
+
+    /// Takes what another found for each query in the next `rows` rows of the corpus: at least its
+    /// `k` nearest.
+    pub fn take(&mut self, found: Vec<Vec<Hit>>, rows: u64) {
+        assert_eq!(found.len(), self.nearest.len(), "some for each query");
+        for (nearest, hits) in self.nearest.iter_mut().zip(found) {
+            hits.into_iter().for_each(|hit| nearest.push(hit));
+        }
+        self.rows += rows;
+    }
+
+    /// Leaves out the next rows of the corpus.
+    pub fn skip(&mut self, rows: u64) {
+        self.rows += rows;
+    }
+
     /// The nearest rows of each query, the nearest first.
     pub fn finish(self) -> Vec<Vec<Hit>> {
         self.nearest.into_iter().map(Nearest::sorted).collect()
@@ -345,9 +384,10 @@ impl Kernel for Scan<'_, '_> {
                     }
                     lengths.push(squares.sqrt());
                 }
-                let queries = queries.chunks(2 * dims).zip(of_queries.chunks(2));
-                for ((pair, of_pair), nearest) in queries.zip(nearest.chunks_mut(2)) {
-                    scan_f32(pair, of_pair, rows, lengths, dims, first, nearest);
+                let of_tiles = of_queries.chunks(TILE_QUERIES);
+                let tiles = queries.chunks(TILE_QUERIES * dims).zip(of_tiles);
+                for ((tile, of_tile), nearest) in tiles.zip(nearest.chunks_mut(TILE_QUERIES)) {
+                    scan_f32(tile, of_tile, rows, lengths, dims, first, nearest);
                 }
             }
             (Queries::Int8(queries, of_queries), Rows::Int8(rows)) => {
@@ -379,7 +419,7 @@ impl Kernel for Scan<'_, '_> {
     }
 }
 
-/// One query or two.
+/// A tile of queries, or fewer at the end.
 #[inline(always)]
 fn scan_f32(
     queries: &[f32],
@@ -390,18 +430,26 @@ fn scan_f32(
     first: u64,
     nearest: &mut [Nearest],
 ) {
-    let rows = (first..).zip(rows.chunks_exact(dims)).zip(lengths);
-    if let ([a, b], [near_a, near_b]) = (of_queries, &mut *nearest) {
-        let (query_a, query_b) = queries.split_at(dims);
-        for ((row, values), length) in rows {
-            let [dot_a, dot_b] = dot_pair([query_a, query_b], values);
-            near_a.push(Hit { score: cosine(dot_a, *a, *length), row });
-            near_b.push(Hit { score: cosine(dot_b, *b, *length), row });
+    let mut done = 0;
+    if of_queries.len() == TILE_QUERIES {
+        let tile: [&[f32]; TILE_QUERIES] = from_fn(|q| &queries[q * dims..][..dims]);
+        for of_tile in rows.chunks_exact(TILE_ROWS * dims) {
+            let values: [&[f32]; TILE_ROWS] = from_fn(|r| &of_tile[r * dims..][..dims]);
+            for dots in dot_tile(values, tile) {
+                for ((dot, of_query), nearest) in dots.iter().zip(of_queries).zip(&mut *nearest) {
+                    let score = cosine(*dot, *of_query, lengths[done]);
+                    nearest.push(Hit { score, row: first + done as u64 });
+                }
+                done += 1;
+            }
         }
-    } else {
-        for ((row, values), length) in rows {
-            let score = cosine(dot(queries, values), of_queries[0], *length);
-            nearest[0].push(Hit { score, row });
+    }
+    let queries = queries.chunks_exact(dims).zip(of_queries).zip(nearest);
+    for ((query, of_query), nearest) in queries {
+        let rows = rows.chunks_exact(dims).zip(lengths).enumerate().skip(done);
+        for (row, (values, length)) in rows {
+            let score = cosine(dot(query, values), *of_query, *length);
+            nearest.push(Hit { score, row: first + row as u64 });
         }
     }
 }

@@ -4,7 +4,8 @@
 //! much of it (Blumofe and Leiserson, 1999). When asking found nothing, it leaves word with a few
 //! fixed ranks, which pass work on as soon as they have some to spare, and goes quiet (the
 //! lifelines of Saraswat et al., 2011): so an idle rank costs nearly nothing and is woken by
-//! whoever has work. Now and then it asks again all the same, ever more rarely, since the few may
+//! whoever has work. If nothing comes of that either, it leaves word with many: at the end of a
+//! job few have a task more than they can run, and they are seldom among the few fixed ones. Now and then it asks again all the same, ever more rarely, since the few may
 //! be busy and without anything to spare while somebody else has plenty.
 //!
 //! Where the longest tasks go first a rank also asks while it has enough, a few times each time
@@ -30,6 +31,8 @@ const BACKOFF_MAX: Duration = Duration::from_millis(500);
 const BACKOFF_GROWTH: f64 = 1.5;
 /// A rank that waits longer than this asks one other at a time.
 const RARE: Duration = Duration::from_millis(100);
+/// Word stands with so many at most, once the few that are asked first have none to spare.
+const WORD_MAX: usize = 64;
 /// Among so few, word is left with everybody.
 const FEW: usize = 9;
 
@@ -155,6 +158,13 @@ impl Thief {
         self.silent = false;
         let mut lines = lifelines(self.me, alive);
         lines.retain(|rank| !self.word.contains(rank));
+        // Those have heard, and nothing came: whoever has more than it can run is not among them.
+        if lines.is_empty() && self.backoff < RARE {
+            let first = self.prng.below(alive.len() as u64) as usize;
+            let others = alive[first..].iter().chain(&alive[..first]).copied();
+            let others = others.filter(|rank| *rank != self.me && !self.word.contains(rank));
+            lines.extend(others.take(WORD_MAX.saturating_sub(self.word.len())));
+        }
         self.word.extend(&lines);
         if lines.is_empty() { Step::Rest } else { Step::LeaveWord(lines) }
     }
@@ -285,6 +295,28 @@ mod tests {
         let word = Step::LeaveWord(vec![Rank(1), Rank(2)]);
         assert_eq!(thief.step(Instant(2), Need::Now, &topology, &alive), word);
         assert_eq!(thief.step(Instant(2), Need::Now, &topology, &alive), Step::Rest);
+    }
+
+    #[test]
+    fn who_is_not_fed_leaves_word_with_many() {
+        let (topology, alive) = (Topology::new(&[0; 100]), ranks(100));
+        let mut thief = Thief::new(Rank(3), 7, None);
+        let mut now = Instant(1);
+        let mut words = Vec::new();
+        for _ in 0..40 {
+            match thief.step(now, Need::Now, &topology, &alive) {
+                Step::Ask(rank) => thief.answered(rank),
+                Step::LeaveWord(ranks) => words.push(ranks),
+                Step::Rest => now = thief.wake_at(),
+            }
+        }
+        assert_eq!(words.iter().map(Vec::len).collect::<Vec<_>>(), [7, WORD_MAX - 7]);
+        let mut all = words.concat();
+        all.sort();
+        all.dedup();
+        assert!(all.len() == WORD_MAX && !all.contains(&Rank(3)));
+        // Once fed, all of them are told to forget it.
+        assert_eq!(thief.fed(Rank(50), false).len(), WORD_MAX);
     }
 
     #[test]

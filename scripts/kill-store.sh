@@ -2,23 +2,28 @@
 # Kills cnse put, get and gc with SIGKILL at random moments, and checks after each that nothing acknowledged was lost, that
 # nothing half-written is visible, and that the rerun neither sends nor fetches again what was there.
 #
-#   scripts/kill-store.sh [-n TIMES] [-s MIB] [-r SEED] [REMOTE FLAGS…]
+#   scripts/kill-store.sh [-n TIMES] [-s MIB] [-f FILES] [-r SEED] [REMOTE FLAGS…]
 #
 #   -n   kills of each command (50)
 #   -s   size of the model in MiB (64)
+#   -f   small blobs that gc has to remove (400): with fewer it has ended before it can be killed
 #   -r   seed of the moments (the time)
 #   what follows goes to every command that speaks to the remote; without it a fresh folder is the remote
+#
+# A command that ended before its kill does not count: another moment is tried, up to four times as many in all, and if
+# less than half of TIMES hit then, that is an error as well.
 #
 # CNSE   the binary (target/release/cnse)
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 die() { echo "kill-store.sh: error: $*" >&2; exit 1; }
-times=50 mib=64 seed=$(date +%s)
-while getopts n:s:r: flag; do
+times=50 mib=64 files=400 seed=$(date +%s)
+while getopts n:s:f:r: flag; do
     case $flag in
         n) times=$OPTARG ;;
         s) mib=$OPTARG ;;
+        f) files=$OPTARG ;;
         r) seed=$OPTARG ;;
         *) sed -n '2,/^set /{/^#/s/^# \{0,1\}//p}' "$0" >&2; exit 2 ;;
     esac
@@ -61,6 +66,18 @@ fresh
 put_ms=$(took run put --file "$work/model" --name timed --tag t --part-size 1MiB --quiet)
 get_ms=$(took run get timed:t --quiet)
 run rm timed:t >/dev/null
+run gc --grace 0 >/dev/null
+# What gc has to do: a model of many small files, others in each round, that no name leads to.
+garbage() {
+    local from=$((garbage_no++ * 1000000)) i
+    rm -rf "$work/small"
+    mkdir "$work/small"
+    for i in $(seq "$files"); do echo "$seed $((from + i))" >"$work/small/$i"; done
+    run put --name doomed --tag t --quiet "$work"/small/* >/dev/null
+    run rm doomed:t >/dev/null
+}
+garbage_no=1
+garbage
 gc_ms=$(took run gc --grace 0)
 echo "undisturbed: put $put_ms ms, get $get_ms ms, gc $gc_ms ms"
 failed=0
@@ -68,8 +85,15 @@ verdict() { # what, number, message if wrong
     [ -z "$3" ] || { failed=$((failed + 1)); echo "$1 $2: WRONG: $3"; }
 }
 
-hits=0 again=0
-for n in $(seq "$times"); do
+# Until so many were killed in time: `more` says whether to go on; $n counts the moments.
+more() { [ "$hits" -lt "$times" ] && [ "$n" -lt $((4 * times)) ] && n=$((n + 1)); }
+phase() { # what, what else there is to say
+    echo "$1: $hits killed in time, of $n moments$2"
+    [ $((2 * hits)) -ge "$times" ] || { failed=$((failed + 1)); echo "$1: it ends too fast to be killed; give it more to do (-s, -f)"; }
+}
+
+n=0 hits=0 again=0
+while more; do
     fresh
     hash=$(sha256sum "$work/model" | cut -d ' ' -f 1)
     put=(put --file "$work/model" --name new --tag "t$n" --part-size 1MiB)
@@ -86,12 +110,12 @@ for n in $(seq "$times"); do
     run rm "new:t$n" >/dev/null
     [ $((n % 10)) != 0 ] || run gc --grace 0 >/dev/null
 done
-echo "put: $hits of $times killed in time, $((again >> 20)) MiB not sent again"
+phase put ", $((again >> 20)) MiB not sent again"
 
 run put --file "$work/model" --name new --tag t --part-size 1MiB --quiet >/dev/null
 hash=$(sha256sum "$work/model" | cut -d ' ' -f 1)
-hits=0 again=0
-for n in $(seq "$times"); do
+n=0 hits=0 again=0
+while more; do
     wrong=
     rm -rf "$work/cache" "$work/out"
     ! hit "$get_ms" get new:t --output "$work/out" || hits=$((hits + 1))
@@ -108,20 +132,20 @@ for n in $(seq "$times"); do
     [ "$(sha256sum "$work/out" | cut -d ' ' -f 1)" = "$hash" ] || wrong="another hash"
     verdict get "$n" "$wrong"
 done
-echo "get: $hits of $times killed in time, $((again >> 20)) MiB not fetched again"
+phase get ", $((again >> 20)) MiB not fetched again"
 
-hits=0
-for n in $(seq "$times"); do
+n=0 hits=0
+while more; do
     wrong=
-    head -c 3000000 /dev/urandom >"$work/small"
-    run put --file "$work/small" --name doomed --tag t --part-size 1MiB --quiet >/dev/null
-    run rm doomed:t >/dev/null
+    garbage
     ! hit "$gc_ms" gc --grace 0 || hits=$((hits + 1))
-    run gc --grace 0 >"$work/said" 2>&1 || wrong="the rerun failed: $(cat "$work/said")"
     run verify --quiet >"$work/verify" 2>&1 || wrong="verify: $(head -c 300 "$work/verify")"
+    run gc --grace 0 >"$work/said" 2>&1 || wrong="the rerun failed: $(cat "$work/said")"
+    left=$(run gc --grace 0 --dry-run --json | number bytes)
+    [ "$left" = 0 ] || wrong="$left bytes stay behind"
     verdict gc "$n" "$wrong"
 done
-echo "gc: $hits of $times killed in time"
+phase gc ""
 
 rm -rf "$work/cache"
 run get kept:t --output "$work/out" --quiet >/dev/null

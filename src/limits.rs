@@ -119,5 +119,7 @@ pub const FILER_PATIENCE: Duration = Duration::from_secs(60);
 pub const FILER_FIRST_PATIENCE: Duration = Duration::from_secs(2);
 /// A connection to a filer on which no byte moves for so long is given up.
 pub const FILER_STALL_MAX: Duration = Duration::from_secs(30);
+/// What a filer that has just come back does not list yet is looked for so long.
+pub const FILER_SETTLE: Duration = Duration::from_secs(20);
 /// Bytes that a filer does not give for so long, although it is well, count as damaged.
 pub const FILER_UNREADABLE: Duration = Duration::from_secs(5);

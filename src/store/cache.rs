@@ -442,6 +442,18 @@ impl<'f> Cache<'f> {
         layout::tag_target(&files::read_whole(self.files, &path, INDEX_BYTES_MAX).ok()?)
     }
 
+    /// All that is remembered of a remote's tags of one name.
+    pub fn recall_tags(&self, at: &str, name: &str) -> Vec<(Tag, Digest)> {
+        let folder = self.root.join(layout::TAGS).join(Digest::of(at.as_bytes()).short());
+        let tags = self.files.list(&folder.join(name)).unwrap_or_default().into_iter();
+        let known = |tag: String| {
+            let tag = Tag::new(name, &tag).ok()?;
+            let id = self.recall_tag(at, &tag)?;
+            Some((tag, id))
+        };
+        tags.filter_map(known).collect()
+    }
+
     /// A manifest that was asked for once.
     pub fn recall_manifest(&self, id: &Digest) -> Option<Vec<u8>> {
         let path = self.root.join(layout::manifest(id));

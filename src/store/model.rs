@@ -172,8 +172,8 @@ pub fn resolve(
 ) -> Result<Resolved, Error> {
     match reference {
         Reference::Tag(tag) if is_offline => {
+            let (tag, id) = recalled(cache, &remote.describe(), tag)?;
             let offline = || Error::Offline { what: tag.to_string() };
-            let id = cache.recall_tag(&remote.describe(), tag).ok_or_else(offline)?;
             let bytes = cache.recall_manifest(&id).ok_or_else(offline)?;
             model(&id, &bytes, &cache.root().display().to_string())
         }
@@ -228,13 +228,27 @@ fn named(remote: &dyn Remote, tag: &Tag) -> Result<(Tag, Digest), Error> {
         Ok(all.filter(|(other, _)| other.name() == tag.name()).collect())
     };
     let others = if tag.tag() == name::TAG_DEFAULT { of_name()? } else { Vec::new() };
+    only(tag, others).map_err(|what| Error::NotFound { what, at: remote.describe() })
+}
+
+/// The same, of what the cache remembers.
+fn recalled(cache: &Cache<'_>, at: &str, tag: &Tag) -> Result<(Tag, Digest), Error> {
+    if let Some(id) = cache.recall_tag(at, tag) {
+        return Ok((tag.clone(), id));
+    }
+    let is_bare = tag.tag() == name::TAG_DEFAULT;
+    let others = if is_bare { cache.recall_tags(at, tag.name()) } else { Vec::new() };
+    only(tag, others).map_err(|what| Error::Offline { what })
+}
+
+/// The only tag of a name; else what was looked for, and what there is.
+fn only(tag: &Tag, others: Vec<(Tag, Digest)>) -> Result<(Tag, Digest), String> {
     match &others[..] {
         [only] => Ok(only.clone()),
-        [] => Err(Error::NotFound { what: tag.to_string(), at: remote.describe() }),
+        [] => Err(tag.to_string()),
         several => {
             let names: Vec<String> = several.iter().map(|(tag, _)| tag.to_string()).collect();
-            let what = format!("{tag} (but {})", names.join(", "));
-            Err(Error::NotFound { what, at: remote.describe() })
+            Err(format!("{tag} (but {})", names.join(", ")))
         }
     }
 }

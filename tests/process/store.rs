@@ -140,6 +140,7 @@ fn round_trip_and_names() {
     assert_eq!(models["models"].as_array().unwrap().len(), 2);
     assert!(world.ok(&["show", "other:x"]).contains(hash));
     world.ok(&["get", "tiny:q4", "--offline", "--quiet"]);
+    world.ok(&["get", "tiny", "--offline", "--quiet"]);
     world.ok(&["rm", "tiny:q4", "other:x"]);
     assert!(world.fails(&["get", "tiny"]).contains("cnse ls lists what is there"));
     assert!(world.ok(&["gc", "--dry-run", "--grace", "0"]).contains("would go"));
@@ -284,6 +285,18 @@ fn killed_transfers_go_on() {
     assert_eq!(world.read("out"), content);
     world.ok(&["verify", "--whole"]);
     world.ok(&["verify", "--cache", "--whole"]);
+}
+
+#[test]
+fn killed_at_any_moment_nothing_is_lost() {
+    let world = World::new("kills");
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts/kill-store.sh");
+    let mut command = Command::new(script);
+    command.args(["-n", "6", "-s", "8", "-f", "100"]).env("CNSE", env!("CARGO_BIN_EXE_cnse"));
+    let output = command.env("TMPDIR", &world.folder).output().unwrap();
+    let said = text(&output.stdout);
+    assert!(output.status.success(), "{said}{}", text(&output.stderr));
+    assert!(said.contains("nothing was lost, nothing half-written was visible"), "{said}");
 }
 
 #[test]

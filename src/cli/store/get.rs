@@ -26,7 +26,8 @@ Fetches a model into this machine's cache, once, with every byte checked, and gi
 outside: a file of its own (which shares the blocks where the file system can), or with --link a
 second name of the same one. With --path nothing is copied: it tells where the cached file is. REF
 is NAME:TAG, a SHA-256 of a blob or a manifest, or its first 6 digits and more. Killed, it goes on
-where it was when the same command runs again.
+where it was when the same command runs again. It takes memory for one part a thread: 128 MiB with
+two.
 
 examples:
   cnse get gemma-2-2b-it:Q4_K_M --output model.gguf

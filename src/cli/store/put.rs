@@ -23,7 +23,8 @@ usage: cnse put [FLAGS] [FILE]…
 
 Stores files as a model: each as a blob that is named by its SHA-256, then a manifest, then a tag.
 What is sent is what was hashed. Killed, it goes on where it was when the same command runs again. A
-model that was stored before is not sent again.
+model that was stored before is not sent again. To a filer it takes memory for one part more than it
+has threads: 192 MiB with two.
 
 examples:
   cnse put --file gemma-2-2b-it-Q4_K_M.gguf
@@ -43,6 +44,7 @@ pub const FLAGS: &[Flag] = &[
     Flag::new("name", "NAME", "the model's name (from the file's)"),
     Flag::new("tag", "TAG", "its tag, also as NAME:TAG (its quantization)"),
     Flag::new("licence", "TEXT", "its licence (what the header says)"),
+    Flag::new("license", "TEXT", "the same as --licence TEXT"),
     Flag::new("manifest", "FILE", "write the manifest there too"),
     Flag::new("part-size", "BYTES", "checked and sent again as a whole: 64KiB to 1GiB (64MiB)"),
     Flag::switch("raw", "take a file that begins as a GGUF and is none"),
@@ -70,7 +72,7 @@ pub fn run(parsed: &Parsed) -> Result<(), Error> {
     let cache = super::cache(parsed)?;
     let storing = Storing {
         tag: tag.clone(),
-        licence: parsed.text("licence").map(str::to_owned),
+        licence: parsed.text("licence").or(parsed.text("license")).map(str::to_owned),
         part_size,
         threads: super::threads(parsed)?,
         is_raw: parsed.has("raw"),

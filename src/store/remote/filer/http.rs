@@ -15,7 +15,9 @@ use ureq::http;
 use super::address::{Address, encode};
 use super::auth::Auth;
 use super::clock;
-use crate::limits::{FILER_CONNECTIONS_MAX, FILER_FIRST_PATIENCE, FILER_PATIENCE, FILER_STALL_MAX};
+use crate::limits::{
+    FILER_CONNECTIONS_MAX, FILER_FIRST_PATIENCE, FILER_PATIENCE, FILER_SETTLE, FILER_STALL_MAX,
+};
 use crate::prng::{self, Prng};
 use crate::store::error::Error;
 
@@ -270,6 +272,30 @@ impl Http {
         if is_passing(answer.status) { Err(answer.fault()) } else { Ok(answer) }
     }
 
+    fn first_try(&self, action: &str) -> Retry {
+        let seed = self.draws.fetch_add(1, Ordering::Relaxed);
+        let prng = Prng::new(prng::hash(seed, action.as_bytes()));
+        Retry { since: Instant::now(), tries: 0, prng }
+    }
+
+    /// Looks until it finds what has to be there. None: it does not show for too long.
+    ///
+    /// # Errors
+    /// Those of `look`.
+    pub fn settle<T>(
+        &self,
+        mut look: impl FnMut() -> Result<Option<T>, Error>,
+    ) -> Result<Option<T>, Error> {
+        let mut retry = self.first_try("settle");
+        loop {
+            let found = look()?;
+            if found.is_some() || retry.since.elapsed() >= FILER_SETTLE.min(self.patience) {
+                return Ok(found);
+            }
+            std::thread::sleep(retry.wait());
+        }
+    }
+
     /// Tries until it goes through, the fault is no passing one, or there was no progress for too
     /// long. `attempt` says how far it got by `Retry::progress`.
     ///
@@ -280,12 +306,7 @@ impl Http {
         action: &str,
         mut attempt: impl FnMut(&mut Retry) -> Result<T, Fault>,
     ) -> Result<T, Error> {
-        let seed = self.draws.fetch_add(1, Ordering::Relaxed);
-        let mut retry = Retry {
-            since: Instant::now(),
-            tries: 0,
-            prng: Prng::new(prng::hash(seed, action.as_bytes())),
-        };
+        let mut retry = self.first_try(action);
         loop {
             let fault = match attempt(&mut retry) {
                 Ok(done) => return Ok(done),

@@ -139,6 +139,25 @@ fn a_broken_download_goes_on_at_the_byte() {
 }
 
 #[test]
+fn a_filer_that_has_just_come_back_is_not_taken_at_its_word() {
+    let fake = Fake::start(false);
+    let mut filer = filer(&fake);
+    fake.set("/s/folder/x", b"abc");
+    // What it says of a folder if its table fails it.
+    fake.fail(0, 1, Fault::Status(404));
+    assert_eq!(filer.http.list("/s/folder").unwrap().len(), 1);
+    assert_eq!(filer.http.list("/s/none").unwrap(), []);
+    let mut looks = 0;
+    let found = filer.http.settle(|| {
+        looks += 1;
+        Ok(Some(looks).filter(|looks| *looks == 3))
+    });
+    assert_eq!(found.unwrap(), Some(3));
+    filer.http.patience = Duration::ZERO;
+    assert_eq!(filer.http.settle(|| Ok(None::<()>)).unwrap(), None);
+}
+
+#[test]
 fn errors_say_what_to_do() {
     let fake = Fake::start(false);
     let mut filer = filer(&fake);

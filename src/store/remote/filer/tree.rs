@@ -144,7 +144,11 @@ impl Http {
                     .header("Accept", "application/json");
                 let mut answer = self.send(&request)?;
                 if answer.status == 404 {
-                    return Ok(None);
+                    // Also what it says if its table fails it in the middle of the list.
+                    return match self.entry_once(folder)? {
+                        None => Ok(None),
+                        Some(_) => Err(Fault::passing("it does not list a folder that is there")),
+                    };
                 }
                 if !answer.is_fine() {
                     return Err(answer.fault());

@@ -182,6 +182,12 @@ impl<'a> Sink<'a> {
 
     /// The entries of all parts, in order.
     fn entries(&self, parts: &[Digest]) -> Result<Vec<Entry>, Error> {
+        let entries = self.filer.http.settle(|| self.listed(parts))?;
+        entries.ok_or_else(|| self.lost("a part has gone"))
+    }
+
+    /// As the filer lists them now. None: not all of them.
+    fn listed(&self, parts: &[Digest]) -> Result<Option<Vec<Entry>>, Error> {
         let entries = self.filer.http.list(&self.at("parts"))?;
         let mut by_name: HashMap<(u32, Digest), Entry> = entries
             .into_iter()
@@ -192,7 +198,7 @@ impl<'a> Sink<'a> {
             .collect();
         let in_order = parts.iter().enumerate();
         let in_order = in_order.map(|(index, digest)| by_name.remove(&(index as u32, *digest)));
-        in_order.collect::<Option<_>>().ok_or_else(|| self.lost("a part has gone"))
+        Ok(in_order.collect())
     }
 
     /// Makes `whole` of the parts, and takes their names away.
@@ -250,12 +256,17 @@ impl<'a> Sink<'a> {
                 return Err(self.lost("a part has gone"));
             }
         }
-        // Of an upload with other parts, say: all has to fit the record.
-        let there = self.filer.part_objects(digest)?;
-        let fits = (0..parts.len() as u32).all(|index| there.get(&index) == Some(&self.len(index)));
-        if !fits {
+        // All has to fit the record, also if another upload moved other parts there.
+        let fits = |there: &HashMap<u32, u64>| {
+            (0..parts.len() as u32).all(|index| there.get(&index) == Some(&self.len(index)))
+        };
+        let there = self.filer.http.settle(|| {
+            let there = self.filer.part_objects(digest)?;
+            Ok(Some(there).filter(fits))
+        })?;
+        let Some(there) = there else {
             return Err(self.lost("another upload of the same blob was faster; its parts differ"));
-        }
+        };
         for extra in there.keys().filter(|index| **index as usize >= parts.len()) {
             self.filer.http.remove(&format!("{folder}/{extra:05}"), Bytes::Free)?;
         }

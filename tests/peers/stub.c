@@ -7,7 +7,7 @@
 // TTFT_US, then one each GAP_US, usage and [DONE]. With both 0 all tokens are written one by one, in one
 // turn. CLOSE_AFTER N closes each connection after N answers whose heads said keep-alive, as llama-server
 // does after each stream. On SIGTERM it prints one line of JSON: requests, and the percentiles of
-// what it did from the last byte of a request to the write of its first token, and between tokens.
+// what it did from the last byte of a request (by the kernel's stamp) to the write of its first token, and between tokens.
 #define _GNU_SOURCE
 #include <arpa/inet.h>
 #include <errno.h>
@@ -31,7 +31,7 @@ struct connection {
     char input[16384];
     int used, token, answers, open;
     unsigned generation;
-    uint64_t received, last;
+    uint64_t arrived, received, last;
 };
 struct due { uint64_t at; int fd; unsigned generation; };
 
@@ -50,6 +50,24 @@ static uint64_t now_ns(void) {
     struct timespec t;
     clock_gettime(CLOCK_MONOTONIC, &t);
     return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
+}
+// Reads what there is, and notes when the kernel had the last of it: what a request waits while others are read is the
+// stub's own delay, and belongs to the truth.
+static ssize_t read_stamped(int fd, char *buffer, size_t room, uint64_t *arrived) {
+    char control[64];
+    struct iovec slice = { buffer, room };
+    struct msghdr message = { .msg_iov = &slice, .msg_iovlen = 1, .msg_control = control, .msg_controllen = sizeof control };
+    ssize_t got = recvmsg(fd, &message, 0);
+    *arrived = now_ns();
+    struct cmsghdr *head = got > 0 ? CMSG_FIRSTHDR(&message) : 0;
+    if (head && head->cmsg_level == SOL_SOCKET && head->cmsg_type == SCM_TIMESTAMPNS) {
+        struct timespec stamp, now;
+        memcpy(&stamp, CMSG_DATA(head), sizeof stamp);
+        clock_gettime(CLOCK_REALTIME, &now);
+        int64_t ago = (int64_t)(now.tv_sec - stamp.tv_sec) * 1000000000 + (now.tv_nsec - stamp.tv_nsec);
+        if (ago > 0 && ago < 1000000000) *arrived -= (uint64_t)ago;
+    }
+    return got;
 }
 static void push(uint64_t at, int fd, unsigned generation) {
     if (heap_len == HEAP_MAX) { fprintf(stderr, "stub: too many streams\n"); exit(1); }
@@ -126,7 +144,7 @@ static void step(int fd, struct connection *c) {
         int post = !strncmp(c->input, "POST", 4), models = !!strstr(c->input, "/models");
         memmove(c->input, c->input + whole, (size_t)(c->used - whole));
         c->used -= whole;
-        c->received = now_ns();
+        c->received = c->arrived;
         if (post) answer(fd, c);
         else if (models) plain(fd, 200, "{\"object\":\"list\",\"data\":[{\"id\":\"stub\",\"object\":\"model\"}]}");
         else plain(fd, 404, "{\"error\":{\"message\":\"no\"}}");
@@ -178,6 +196,7 @@ int main(int argc, char **argv) {
                 while ((peer = accept4(listener, 0, 0, SOCK_NONBLOCK)) >= 0) {
                     if (peer >= CONNECTIONS_MAX) { close(peer); continue; }
                     setsockopt(peer, IPPROTO_TCP, TCP_NODELAY, &one, sizeof one);
+                    setsockopt(peer, SOL_SOCKET, SO_TIMESTAMPNS, &one, sizeof one);
                     struct connection *c = connections[peer];
                     if (!c) c = connections[peer] = calloc(1, sizeof *c);
                     c->generation++, c->used = 0, c->token = -1, c->answers = 0, c->open = 1;
@@ -188,7 +207,7 @@ int main(int argc, char **argv) {
             }
             struct connection *c = connections[fd];
             if (!c->open) continue;
-            ssize_t got = read(fd, c->input + c->used, sizeof c->input - 1 - (size_t)c->used);
+            ssize_t got = read_stamped(fd, c->input + c->used, sizeof c->input - 1 - (size_t)c->used, &c->arrived);
             if (got <= 0) { if (got == 0 || errno != EAGAIN) { c->open = 0; close(fd); } continue; }
             c->used += (int)got;
             step(fd, c);

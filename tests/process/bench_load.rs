@@ -355,8 +355,12 @@ fn serve_and_close() -> String {
                 match number % 4 {
                     0 => {}
                     1 => std::thread::sleep(Duration::from_micros(number as u64 * 97 % 3_000)),
-                    2 => drop(read_request(&mut reader)),
-                    _ => drop(reader.read_exact(&mut [0; 7])),
+                    2 => {
+                        read_request(&mut reader);
+                    }
+                    _ => {
+                        let _ = reader.read_exact(&mut [0; 7]);
+                    }
                 }
             });
         }

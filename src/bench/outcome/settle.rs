@@ -1,10 +1,10 @@
 //! A run's start-up: what is dropped of it besides the warm-up that was asked for, and what is said
 //! of it.
 //!
-//! `steady::detect` tells where the rest of a run is the calmest; that alone is no start-up. A stall
-//! in the first half of a run is cut by it too, and that is what a benchmark is for. So only what
-//! stands out from the very first request on is dropped, and only as long as it does, tenth by
-//! tenth of what was found: a stall later on is kept, with all that came before it.
+//! `steady::detect` tells where the rest of a run is the calmest; that alone is no start-up. A
+//! stall in the first half of a run is cut by it too, and that is what a benchmark is for. So only
+//! what stands out from the very first request on is dropped, and only as long as it does, tenth
+//! by tenth of what was found: a stall later on is kept, with all that came before it.
 
 use serde_json::json;
 
@@ -92,7 +92,8 @@ fn start_up(series: &[f64], cut: usize) -> usize {
     found
 }
 
-/// The probability that one of `part` is over one of `rest`, which is sorted; equal ones count half.
+/// The probability that one of `part` is over one of `rest`, which is sorted; equal ones count
+/// half.
 fn slower(part: &[f64], rest: &[f64]) -> f64 {
     let over = |value: &f64| {
         let below = rest.partition_point(|other| other < value);

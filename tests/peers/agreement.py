@@ -317,7 +317,11 @@ def conclusion(interval, off, least):
     wrong = [tool for tool, (low, high) in off.items() if low > WRONG + least or high < -WRONG - least]
     if wrong:
         return f"{'DISAGREE' if differ else 'not told apart by the runs'}: {' and '.join(wrong)} off the wire"
-    return "both as the wire says: the runs did differ" if differ else "agree"
+    if differ:
+        return "both as the wire says: the runs did differ"
+    if all(-WRONG - least <= low and high <= WRONG + least for low, high in off.values()):
+        return "agree, both as the wire says"
+    return "agree" if max(map(abs, interval)) <= 0.1 else "not told apart by the runs"
 
 
 def main():

@@ -199,10 +199,9 @@ pub fn file_sha256(path: &Path) -> Result<String, String> {
 pub struct NoiseWatch {
     began: Instant,
     first: Load,
-    /// Ports of this machine whose servers are measured.
-    ports: Vec<u16>,
-    /// What these processes started is ours too.
-    roots: Vec<u32>,
+    /// Processes whose work, with that of what they started, is no noise: this one, and the servers
+    /// that are measured.
+    own: Vec<u32>,
 }
 
 /// What has been counted since the machine started, in seconds.
@@ -225,13 +224,15 @@ impl NoiseWatch {
     /// The same for one of several processes that do the work together: what came of `roots` is no
     /// noise either, such as the other ranks that a launcher started here.
     pub fn among(ports: &[u16], roots: &[u32]) -> NoiseWatch {
-        let (ports, roots) = (ports.to_vec(), roots.to_vec());
-        NoiseWatch { began: Instant::now(), first: Load::now(&ports, &roots), ports, roots }
+        let mut own = processes::listeners(ports);
+        own.push(std::process::id());
+        own.extend_from_slice(roots);
+        NoiseWatch { began: Instant::now(), first: Load::now(&own), own }
     }
 
     /// What the machine did since; None: `/proc` does not tell, or no time has passed.
     pub fn stop(&self) -> Option<Noise> {
-        let last = Load::now(&self.ports, &self.roots);
+        let last = Load::now(&self.own);
         let first = &self.first;
         let (wall, total) = (self.began.elapsed().as_secs_f64(), last.total - first.total);
         if total <= 0.0 || wall <= 0.0 {
@@ -256,10 +257,10 @@ impl NoiseWatch {
 }
 
 impl Load {
-    fn now(ports: &[u16], roots: &[u32]) -> Load {
+    fn now(own: &[u32]) -> Load {
         let mut load = Load::default();
         load.read_stat(&fs::read_to_string("/proc/stat").unwrap_or_default());
-        load.own = own_cpu_s(ports, roots);
+        load.own = own_cpu_s(own);
         load.pressures = ["cpu", "memory", "io"].map(|name| {
             waited_s(&fs::read_to_string(format!("/proc/pressure/{name}")).unwrap_or_default())
         });
@@ -286,9 +287,8 @@ fn waited_s(text: &str) -> Option<f64> {
     Some(us / 1e6)
 }
 
-/// Processor time of this process, those that it started, what came of `roots`, and the servers on
-/// `ports`.
-fn own_cpu_s(ports: &[u16], roots: &[u32]) -> f64 {
+/// Processor time of `roots`, one of which is this process, and of those that they started.
+fn own_cpu_s(roots: &[u32]) -> f64 {
     let ended = [UsageWho::RUSAGE_SELF, UsageWho::RUSAGE_CHILDREN].map(|who| {
         getrusage(who).map_or(0.0, |usage| {
             [usage.user_time(), usage.system_time()]
@@ -299,10 +299,7 @@ fn own_cpu_s(ports: &[u16], roots: &[u32]) -> f64 {
     });
     let table = processes::table();
     let me = std::process::id();
-    let mut ours: Vec<u32> = processes::listeners(ports);
-    ours.extend_from_slice(roots);
-    ours.push(me);
-    let living = processes::descendants(&table, &ours);
+    let living = processes::descendants(&table, roots);
     let ticks: u64 = table
         .iter()
         .filter(|process| process.pid != me && living.contains(&process.pid))

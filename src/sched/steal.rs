@@ -4,9 +4,10 @@
 //! much of it (Blumofe and Leiserson, 1999). When asking found nothing, it leaves word with a few
 //! fixed ranks, which pass work on as soon as they have some to spare, and goes quiet (the
 //! lifelines of Saraswat et al., 2011): so an idle rank costs nearly nothing and is woken by
-//! whoever has work. If nothing comes of that either, it leaves word with many: at the end of a
-//! job few have a task more than they can run, and they are seldom among the few fixed ones. Now and then it asks again all the same, ever more rarely, since the few may
-//! be busy and without anything to spare while somebody else has plenty.
+//! whoever has work. If nothing comes of that either, it leaves word with many: at the end of a job
+//! few have a task more than they can run, and they are seldom among the few fixed ones. Now and
+//! then it asks again all the same, ever more rarely, since those few may be busy and without
+//! anything to spare while somebody else has plenty.
 //!
 //! Where the longest tasks go first a rank also asks while it has enough, a few times each time
 //! that what it has is halved: ranks that fall behind would begin what is long too late.

@@ -211,8 +211,8 @@ impl Stand {
         println!("edges: {count} batches equal their twin ({:?})", begun.elapsed());
     }
 
-    /// Many rows whose nuclei are wide, so that blocks help each other with whole rows: with ties in
-    /// the edge, signed zeroes, edits, each type.
+    /// Many rows whose nuclei are wide, so that blocks help each other with whole rows: with ties
+    /// in the edge, signed zeroes, edits, each type.
     fn wide(&self, rows: usize, longest: usize) {
         let begun = Instant::now();
         let plain = Params { seed: 3, ..Params::default() };
@@ -228,8 +228,8 @@ impl Stand {
         let mut prng = Prng::new(77);
         let mut count = 0;
         for (step, params) in modes.into_iter().enumerate() {
-            for (grain, kind) in [(0.0, Type::F32), (0.25, Type::F32), (0.02, Type::ALL[step % 3])]
-            {
+            let other = Type::ALL[step % 3];
+            for (grain, kind) in [(0.0, Type::F32), (0.25, Type::F32), (0.02, other)] {
                 // Of an even length and of odd ones: in vectors, and one by one.
                 let vocab = longest.saturating_sub(step % 2 * step).max(1);
                 let mut row = row_of(vocab, Spread::Flat, &mut prng);

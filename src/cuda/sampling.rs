@@ -29,11 +29,11 @@ const BINS: usize = 256;
 /// Logits of which the largest's bin is kept.
 const GROUP: usize = 32;
 /// Longer rows are scanned with 32 logits a thread, others with 16: a row then has up to 32 chunks
-/// of 8,192 or 4,096 logits. The scan itself hardly cares, but the draw reads the sums of all chunks
-/// of its row. On an H100, with 16 instead of 8, 1 row of 128,256 takes 11.7 instead of 13.0 us; with
-/// 16 instead of 32, 256 rows of 128,256 take 59 to 62 instead of 60 to 64 us, and of 32,000 24
-/// instead of 26; at 256,000 it is 32 that is faster: 107 against 109 us. The least gain was with
-/// 8: 64 rows of 32,000 in 13.8 instead of 14.1 us.
+/// of 8,192 or 4,096 logits. The scan itself hardly cares, but the draw reads the sums of all
+/// chunks of its row. On an H100, with 16 instead of 8, 1 row of 128,256 takes 11.7 instead of 13.0
+/// us; with 16 instead of 32, 256 rows of 128,256 take 59 to 62 instead of 60 to 64 us, and of
+/// 32,000 24 instead of 26; at 256,000 it is 32 that is faster: 107 against 109 us. Least is lost
+/// where 8 would be faster: 64 rows of 32,000 take 14.1 instead of 13.8 us.
 const SHORT_ROW_MAX: usize = 1 << 17;
 /// Bytes of the kernels' `Passes`.
 const PASSES_BYTES: usize = 6_160;

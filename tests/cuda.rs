@@ -2,11 +2,12 @@
 //! here, carry the binary to a host with a card, and run it there.
 //!
 //! ```text
-//! cuda                       every comparison, some 20 s
+//! cuda                       every comparison, some 30 s
 //!     --cases N              random batches (400)
 //!     --largest V            vocabularies of up to V in the edge cases (262144)
 //!     --draws N              thousands of draws for each distribution (200)
 //! cuda offload               rows and tokens: a card that is well, full, and lost (some 30 s)
+//! cuda wide ROWS VOCAB       wide nuclei only, of one shape
 //! cuda bench                 what sampling costs, as a table
 //! cuda bench ROWS VOCAB      of one shape
 //! ```
@@ -28,10 +29,12 @@ use cnse::prng::Prng;
 /// Logits of one random batch at most, so that the twin takes some tenths of a second.
 const LOGITS_MAX: usize = 12 << 20;
 const ROWS_MAX: u64 = 256;
+/// Rows that a card has room for at once, and a length at which blocks help each other.
+const WIDE: (usize, usize) = (96, 128_256);
 
 fn main() {
-    let (mut cases, mut draws, mut largest, mut bench) = (400, 200, VOCAB_MAX, None);
-    let mut only_offload = false;
+    let (mut cases, mut draws, mut largest) = (400, 200, VOCAB_MAX);
+    let (mut wide, mut bench, mut only_offload) = (None, None, false);
     let mut args = std::env::args().skip(1);
     while let Some(arg) = args.next() {
         let number =
@@ -40,6 +43,7 @@ fn main() {
             "--cases" => cases = number(&mut args),
             "--draws" => draws = number(&mut args),
             "--largest" => largest = number(&mut args),
+            "wide" => wide = Some((number(&mut args), number(&mut args))),
             "bench" => {
                 bench = Some(args.by_ref().map_while(|n| n.parse().ok()).collect::<Vec<_>>())
             }
@@ -65,7 +69,13 @@ fn main() {
     if let Some(only) = bench {
         return stand.bench(&only);
     }
+    if let Some((rows, vocab)) = wide {
+        return stand.wide(rows, vocab);
+    }
     stand.edges(largest);
+    if largest >= WIDE.1 {
+        stand.wide(WIDE.0, WIDE.1);
+    }
     stand.random(cases);
     stand.frequencies(draws);
     println!("passed");
@@ -208,6 +218,51 @@ impl Stand {
             }
         }
         println!("edges: {count} batches equal their twin ({:?})", begun.elapsed());
+    }
+
+    /// Many rows whose nuclei are wide, so that blocks help each other with whole rows: with ties
+    /// in the edge, signed zeroes, edits, each type.
+    fn wide(&self, rows: usize, longest: usize) {
+        let begun = Instant::now();
+        let plain = Params { seed: 3, ..Params::default() };
+        let fifth = longest as u32 / 5;
+        let modes = [
+            Params { top_p: 0.9, ..plain },
+            Params { top_p: 0.3, ..plain },
+            Params { top_k: fifth, top_p: 0.9, ..plain },
+            Params { top_k: fifth, ..plain },
+            Params { min_p: 0.05, ..plain },
+            Params { top_p: 0.7, min_p: 0.02, ..plain },
+        ];
+        let mut prng = Prng::new(77);
+        let mut count = 0;
+        for (step, params) in modes.into_iter().enumerate() {
+            let other = Type::ALL[step % 3];
+            for (grain, kind) in [(0.0, Type::F32), (0.25, Type::F32), (0.02, other)] {
+                // Of an even length and of odd ones: in vectors, and one by one.
+                let vocab = longest.saturating_sub(step % 2 * step).max(1);
+                let mut row = row_of(vocab, Spread::Flat, &mut prng);
+                if grain > 0.0 {
+                    row.iter_mut().for_each(|x| *x = (*x / grain).round() * grain);
+                }
+                let zeroes = row.iter_mut().step_by(2).filter(|x| **x == 0.0);
+                zeroes.for_each(|x| *x = -0.0);
+                let mut logits = Vec::with_capacity(rows * vocab);
+                for _ in 0..rows {
+                    let turn = prng.below(vocab as u64) as usize;
+                    logits.extend_from_slice(&row[turn..]);
+                    logits.extend_from_slice(&row[..turn]);
+                }
+                let mut case = Case::new(vocab, logits, Params { step: step as u32, ..params });
+                (case.top_n, case.entropy) = (0, false);
+                if grain == 0.25 {
+                    case.edits = random_edits(rows, vocab, &mut prng);
+                }
+                self.compare(&format!("wide, grain {grain}"), &case.written_as(kind));
+                count += 1;
+            }
+        }
+        println!("wide: {count} batches equal their twin ({:?})", begun.elapsed());
     }
 
     fn random(&self, cases: usize) {

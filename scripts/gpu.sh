@@ -16,7 +16,7 @@ nvcc=$(scripts/nvcc.sh | tail -n 1)
 NVCC=$nvcc cargo build --release --locked --features cuda
 # Sampling's comparisons and times are a program of their own.
 sampling=$(NVCC=$nvcc cargo test --release --locked --features cuda --test cuda --no-run --message-format=json |
-    sed -nE 's/.*"executable":"([^"]+)".*/\1/p' | tail -n 1)
+    sed -nE '/"name":"cuda"/s/.*"executable":"([^"]+)".*/\1/p' | tail -n 1)
 mkdir -p "$folder"
 cp "$sampling" "$folder/sampling"
 cp "${CARGO_TARGET_DIR:-target}/release/cnse" "$folder/cnse"

@@ -34,6 +34,15 @@ stop() {
 }
 trap stop EXIT
 
+# What was removed from a server stays on its disk until it compacts its volumes: five copies a round.
+need=$((mib * ($([ "$what" = dir ] && echo 4 || echo "4 + 5 * rounds")) >> 10))
+free=$(($(df --output=avail -k "$work" | tail -n 1) >> 20))
+[ "$free" -gt "$need" ] || {
+    echo "compare_store.sh: error: $work has $free GiB free, and $rounds rounds take $need; take fewer rounds, or name a" \
+        "folder with room in CNSE_COMPARE_DIR" >&2
+    exit 1
+}
+
 tools="openssl" server=
 [ "$what" = dir ] || tools="curl openssl rclone"
 for tool in $tools; do

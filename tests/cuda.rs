@@ -20,7 +20,8 @@ use std::iter::Skip;
 use std::sync::Arc;
 use std::time::Instant;
 
-use cnse::bench::gpu_sampling::{Setting, Spread, copy_bytes_per_s, measure};
+use cnse::bench::gpu::check_sampling::halves;
+use cnse::bench::gpu::measure_sampling::{Setting, Spread, copy_bytes_per_s, measure};
 use cnse::cuda::sampling::{Sampler, Shape, Type};
 use cnse::cuda::{Gpu, Lane, LaneBounds};
 use cnse::post::sampling::{self, Batch, Edit, Logits, Params, VOCAB_MAX};
@@ -126,26 +127,10 @@ impl Case {
     }
 
     fn written_as(mut self, kind: Type) -> Case {
-        self.halves = match kind {
-            Type::F32 => Vec::new(),
-            Type::F16 => self.logits.iter().map(|&x| to_f16(x)).collect(),
-            Type::Bf16 => self.logits.iter().map(|&x| (x.to_bits() >> 16) as u16).collect(),
-        };
+        self.halves = halves(kind, &self.logits);
         self.kind = kind;
         self
     }
-}
-
-/// Towards zero; what is too small becomes 0, too large infinite.
-fn to_f16(x: f32) -> u16 {
-    let (sign, bits) = ((x.to_bits() >> 16 & 0x8000) as u16, x.to_bits() & 0x7fff_ffff);
-    let half = match bits {
-        0x7f80_0001.. => 0x7e00,
-        0x4780_0000.. => 0x7c00,
-        ..0x3880_0000 => 0,
-        _ => (bits - (112 << 23)) >> 13,
-    };
-    sign | half as u16
 }
 
 impl Stand {

@@ -7,8 +7,6 @@ pub mod experiment;
 pub mod frontier;
 #[cfg(feature = "cuda")]
 pub mod gpu;
-#[cfg(feature = "cuda")]
-pub mod gpu_sampling;
 pub mod intervals;
 pub mod load;
 pub mod outcome;

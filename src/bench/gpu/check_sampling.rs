@@ -22,12 +22,7 @@ pub(super) fn sample(
     let vocab = log_uniform(prng, VOCAB_MAX);
     let rows = log_uniform(prng, ROWS_MAX.min(LOGITS_MAX / vocab));
     let floats = logits(prng, rows * vocab);
-    let halves: Vec<u16> = match kind {
-        Type::F32 => Vec::new(),
-        // From 2^-14 to 2^15, of either sign, or -inf.
-        Type::F16 => floats.iter().map(|&x| to_f16(x)).collect(),
-        Type::Bf16 => floats.iter().map(|&x| (x.to_bits() >> 16) as u16).collect(),
-    };
+    let halves = halves(kind, &floats);
     let params: Vec<Params> = (0..rows).map(|_| self::params(prng, vocab)).collect();
     let edits: Vec<Vec<Edit>> = match prng.below(2) {
         0 => Vec::new(),
@@ -76,6 +71,15 @@ fn logits(prng: &mut Prng, count: usize) -> Vec<f32> {
         logits[at] = [f32::NAN, f32::INFINITY, -3e38, 1e7, -0.0][prng.below(5) as usize];
     }
     logits
+}
+
+/// The bits of logits in 16 bits each, rounded towards zero; nothing where they stay in 32.
+pub fn halves(kind: Type, floats: &[f32]) -> Vec<u16> {
+    match kind {
+        Type::F32 => Vec::new(),
+        Type::F16 => floats.iter().map(|&x| to_f16(x)).collect(),
+        Type::Bf16 => floats.iter().map(|&x| (x.to_bits() >> 16) as u16).collect(),
+    }
 }
 
 /// Towards zero; what is too small becomes 0, too large infinite.

@@ -6,9 +6,10 @@
 //! read and written bytes counted.
 
 pub mod check;
-mod check_sampling;
+pub mod check_sampling;
 pub mod figures;
 pub mod kernels;
 pub mod measure;
+pub mod measure_sampling;
 pub mod sampling;
 pub mod transfers;

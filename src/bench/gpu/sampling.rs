@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::figures::Figure;
 use super::measure::Times;
-use crate::bench::gpu_sampling::{INPUT_BYTES_MIN, Setting, Spread, measure};
+use super::measure_sampling::{INPUT_BYTES_MIN, Setting, Spread, measure};
 use crate::cuda::sampling::{SampleError, Sampler};
 use crate::cuda::{Error, Gpu, Lane, LaneBounds};
 use crate::post::sampling::Params;

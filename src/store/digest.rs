@@ -78,29 +78,9 @@ impl<'de> Deserialize<'de> for Digest {
     }
 }
 
-/// Hashes bytes that come in pieces.
-#[derive(Clone, Default)]
-pub struct Hasher(Sha256);
-
-impl Hasher {
-    /// Of no bytes yet.
-    pub fn new() -> Hasher {
-        Hasher::default()
-    }
-
-    /// Takes the next bytes.
-    pub fn update(&mut self, bytes: &[u8]) {
-        self.0.update(bytes);
-    }
-
-    /// The digest of all that came.
-    pub fn finish(self) -> Digest {
-        Digest(self.0.finalize().into())
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use super::super::sha::Hasher;
     use super::*;
 
     #[test]

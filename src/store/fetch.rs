@@ -4,7 +4,6 @@
 //! What a killed download left is known by reading it: a part whose digest fits is there. So
 //! nothing has to be recorded while it runs, and nothing that was recorded can be wrong.
 
-use std::io;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Condvar, Mutex};
@@ -12,12 +11,13 @@ use std::time::Duration;
 
 use super::cache::Cache;
 use super::claim::{self, Claim};
-use super::digest::{Digest, Hasher};
+use super::digest::Digest;
 use super::error::Error;
 use super::files::create_dirs;
 use super::hash::{Bytes, Counters, hash_file, lock};
 use super::record::{Layout, Record, part_count, part_range};
 use super::remote::{BlobStat, Remote};
+use super::sha::{self, Hasher};
 use crate::limits::PART_BYTES;
 
 /// What is wanted, and how.
@@ -123,7 +123,11 @@ fn download(
         part_size,
         known: known.as_ref(),
         counters,
-        state: Mutex::new(State { parts: vec![None; count as usize], next: 0, error: None }),
+        state: Mutex::new(State {
+            parts: vec![Part::Came(0); count as usize],
+            next: 0,
+            error: None,
+        }),
         changed: Condvar::new(),
         failed: AtomicBool::new(false),
     };
@@ -218,10 +222,18 @@ struct Job<'a> {
     failed: AtomicBool,
 }
 
+/// How far a part is.
+#[derive(Clone, Copy)]
+enum Part {
+    /// So many of its first bytes are in the file, unchecked; whoever hashes the whole checks it.
+    Came(u64),
+    /// It is there, and this is its digest.
+    Checked(Digest),
+}
+
 struct State {
     next: u32,
-    /// Digests of the parts that are there.
-    parts: Vec<Option<Digest>>,
+    parts: Vec<Part>,
     error: Option<Error>,
 }
 
@@ -237,13 +249,20 @@ impl Job<'_> {
                     }
                 });
             }
-            self.hash_whole(count)
+            self.hash_whole(count as u32).unwrap_or_else(|error| {
+                self.fail(error);
+                Digest([0; 32])
+            })
         });
         let mut state = lock(&self.state);
         if let Some(error) = state.error.take() {
             return Err(error);
         }
-        Ok((whole, state.parts.drain(..).flatten().collect()))
+        let checked = |part: Part| match part {
+            Part::Checked(digest) => Some(digest),
+            Part::Came(_) => None,
+        };
+        Ok((whole, state.parts.drain(..).filter_map(checked).collect()))
     }
 
     fn fail(&self, error: Error) {
@@ -252,39 +271,86 @@ impl Job<'_> {
         self.changed.notify_all();
     }
 
-    /// Hashes the whole, behind the first part that is missing. After a failure it means nothing.
-    fn hash_whole(&self, count: usize) -> Digest {
-        let mut hasher = Hasher::new();
-        // What is done was counted when it came.
-        let uncounted = Counters::default();
+    fn set(&self, index: u32, part: Part) {
+        lock(&self.state).parts[index as usize] = part;
+        self.changed.notify_all();
+    }
+
+    /// How far a part is, once more than `seen` bytes of it have come. None: the job has failed.
+    fn wait(&self, index: u32, seen: u64) -> Option<Part> {
+        let mut state = lock(&self.state);
+        loop {
+            if state.error.is_some() {
+                return None;
+            }
+            match state.parts[index as usize] {
+                Part::Came(bytes) if bytes <= seen => {}
+                part => return Some(part),
+            }
+            let waited = self.changed.wait(state);
+            state = waited.unwrap_or_else(|poisoned| poisoned.into_inner());
+        }
+    }
+
+    fn range(&self, index: u32) -> (u64, u64) {
+        let (start, len) = part_range(self.stat.size, self.part_size, index);
+        (start, len as u64)
+    }
+
+    fn known(&self, index: u32) -> Option<Digest> {
+        self.known.map(|record| record.parts[index as usize])
+    }
+
+    /// Hashes the whole, behind what is missing. After a failure it means nothing.
+    fn hash_whole(&self, count: u32) -> Result<Digest, Error> {
+        let mut whole = Hasher::new();
         let bytes = Bytes::of(self.claim.file(), self.claim.path());
         for index in 0..count {
-            let mut state = lock(&self.state);
-            let part = loop {
-                if state.error.is_some() {
-                    return Digest([0; 32]);
+            let Some(part) = self.wait(index, 0) else { break };
+            match part {
+                // The digest of the only part is that of the whole.
+                Part::Checked(digest) if count == 1 => return Ok(digest),
+                Part::Checked(_) => {
+                    let (start, len) = self.range(index);
+                    bytes.each(start, len, |piece| whole.update(piece))?;
                 }
-                if let Some(part) = state.parts[index] {
-                    break part;
+                Part::Came(_) => {
+                    let Some(checked) = self.follow(index, &bytes, &whole)? else { break };
+                    whole = checked;
                 }
-                let waited = self.changed.wait(state);
-                state = waited.unwrap_or_else(|poisoned| poisoned.into_inner());
-            };
-            drop(state);
-            if count == 1 {
-                return part;
-            }
-            let (start, len) = part_range(self.stat.size, self.part_size, index as u32);
-            if let Err(error) = bytes.hash(start, len as u64, &mut hasher, &uncounted) {
-                self.fail(error);
-                return Digest([0; 32]);
             }
         }
-        hasher.finish()
+        Ok(whole.finish())
+    }
+
+    /// Hashes a part behind whoever fetches it, and with it the whole up to its end, which comes
+    /// back. None: the job has failed.
+    fn follow(
+        &self,
+        index: u32,
+        bytes: &Bytes<'_>,
+        before: &Hasher,
+    ) -> Result<Option<Hasher>, Error> {
+        let (start, len) = self.range(index);
+        let (mut whole, mut part, mut done) = (before.clone(), Hasher::new(), 0);
+        while done < len {
+            let Some(Part::Came(came)) = self.wait(index, done) else { return Ok(None) };
+            bytes.each(start + done, came - done, |piece| whole.update_both(&mut part, piece))?;
+            done = came;
+        }
+        let found = part.finish();
+        if self.known(index).is_none_or(|known| known == found) {
+            self.set(index, Part::Checked(found));
+            return Ok(Some(whole));
+        }
+        self.damaged(index, 1)?;
+        self.set(index, Part::Checked(self.receive_checked(index, 2)?));
+        let mut whole = before.clone();
+        bytes.each(start, len, |piece| whole.update(piece))?;
+        Ok(Some(whole))
     }
 
     fn fetch_parts(&self) -> Result<(), Error> {
-        let mut buffer = Vec::new();
         loop {
             let index = {
                 let mut state = lock(&self.state);
@@ -297,51 +363,80 @@ impl Job<'_> {
             if self.failed.load(Ordering::Relaxed) {
                 return Ok(());
             }
-            let digest = self.part(index, &mut buffer)?;
-            lock(&self.state).parts[index as usize] = Some(digest);
-            self.changed.notify_all();
+            self.part(index)?;
         }
     }
 
     /// Gets one part, from what is there or from the remote.
-    fn part(&self, index: u32, buffer: &mut Vec<u8>) -> Result<Digest, Error> {
-        let (start, len) = part_range(self.stat.size, self.part_size, index);
-        let known = self.known.map(|record| record.parts[index as usize]);
-        if let Some(known) = known
+    fn part(&self, index: u32) -> Result<(), Error> {
+        let (start, len) = self.range(index);
+        if let Some(known) = self.known(index)
             && self.claim.is_resumed()
-            && self.claim.file().has_data(start, len as u64)
+            && self.claim.file().has_data(start, len)
         {
             let uncounted = Counters::default();
             let bytes = Bytes::of(self.claim.file(), self.claim.path());
-            if bytes.digest(start, len as u64, &uncounted).is_ok_and(|found| found == known) {
-                self.counters.reused.fetch_add(len as u64, Ordering::Relaxed);
-                self.counters.add(len as u64);
-                return Ok(known);
+            if bytes.digest(start, len, &uncounted).is_ok_and(|found| found == known) {
+                self.counters.reused.fetch_add(len, Ordering::Relaxed);
+                self.counters.add(len);
+                self.set(index, Part::Checked(known));
+                return Ok(());
             }
         }
-        buffer.resize(len, 0);
-        for attempt in 1.. {
-            self.remote.read(self.digest, self.stat, start, buffer)?;
-            self.counters.transferred.fetch_add(len as u64, Ordering::Relaxed);
-            let found = Digest::of(buffer);
-            if known.is_none_or(|known| known == found) {
-                self.write(start, buffer)?;
-                self.counters.add(len as u64);
-                return Ok(found);
-            }
-            let (digest, part, at) = (*self.digest, Some(index), self.remote.describe());
-            if attempt == PART_TRIES {
-                return Err(Error::Damaged { digest, part, at });
-            }
-            log::warn!("part {index} of {digest} came damaged from {at}; it is fetched again");
+        if len > 0 && sha::is_pair_free() {
+            // Hashed once for both digests, behind this; else here, by as many threads as there
+            // are.
+            self.receive(index, |_, came| self.set(index, Part::Came(came)))?;
+        } else {
+            self.set(index, Part::Checked(self.receive_checked(index, 1)?));
         }
-        unreachable!("the last try returns")
+        Ok(())
     }
 
-    fn write(&self, start: u64, bytes: &[u8]) -> Result<(), Error> {
-        let failed = |error: io::Error| Error::io("write", self.claim.path(), error);
-        self.claim.file().write_at(bytes, start).map_err(failed)?;
-        self.claim.file().start_sync(start, bytes.len() as u64);
+    /// Fetches a part until it is what it should be; `attempt` (from 1 on) is the first of these.
+    fn receive_checked(&self, index: u32, mut attempt: u32) -> Result<Digest, Error> {
+        loop {
+            let mut hasher = Hasher::new();
+            self.receive(index, |piece, _| hasher.update(piece))?;
+            let found = hasher.finish();
+            if self.known(index).is_none_or(|known| known == found) {
+                return Ok(found);
+            }
+            self.damaged(index, attempt)?;
+            attempt += 1;
+        }
+    }
+
+    /// Notes that a part came damaged.
+    ///
+    /// # Errors
+    /// It did so too often.
+    fn damaged(&self, index: u32, attempt: u32) -> Result<(), Error> {
+        let (digest, at) = (self.digest, self.remote.describe());
+        if attempt >= PART_TRIES {
+            return Err(Error::Damaged { digest: *digest, part: Some(index), at });
+        }
+        log::warn!("part {index} of {digest} came damaged from {at}; it is fetched again");
+        self.counters.done.fetch_sub(self.range(index).1, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// Writes a part while it comes, each piece while it is in the processor's cache, and then
+    /// tells of it: the piece, and how many bytes have come with it. What was written counts for
+    /// nothing until its digest fits: the file has no name yet, and whoever goes on with it after a
+    /// crash reads it again.
+    fn receive(&self, index: u32, mut came: impl FnMut(&[u8], u64)) -> Result<(), Error> {
+        let ((start, len), mut done) = (self.range(index), 0);
+        self.remote.read(self.digest, self.stat, start, len, &mut |piece| {
+            let written = self.claim.file().write_at(piece, start + done);
+            written.map_err(|error| Error::io("write", self.claim.path(), error))?;
+            done += piece.len() as u64;
+            self.counters.add(piece.len() as u64);
+            self.counters.moved(piece.len() as u64);
+            came(piece, done);
+            Ok(())
+        })?;
+        self.claim.file().start_sync(start, len);
         Ok(())
     }
 }

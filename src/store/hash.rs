@@ -5,14 +5,17 @@
 //! digest.
 
 use std::path::Path;
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 
-use super::digest::{Digest, Hasher};
+use super::digest::Digest;
+
 use super::error::Error;
 use super::files::{self, File, Meta};
 use super::map::Map;
+use super::pace::Pace;
 use super::record::{Record, part_range};
+use super::sha::Hasher;
 
 /// How far something is; others read it while it runs.
 #[derive(Debug, Default)]
@@ -25,12 +28,22 @@ pub struct Counters {
     pub transferred: AtomicU64,
     /// Of those, bytes of an earlier try that were found good.
     pub reused: AtomicU64,
+    /// How fast bytes may come from a remote.
+    pub pace: Option<Arc<Pace>>,
 }
 
 impl Counters {
     /// Adds to what is done.
     pub fn add(&self, bytes: u64) {
         self.done.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    /// Counts bytes that came from or went to a remote, and waits if that was too fast.
+    pub fn moved(&self, bytes: u64) {
+        self.transferred.fetch_add(bytes, Ordering::Relaxed);
+        if let Some(pace) = &self.pace {
+            pace.moved(bytes);
+        }
     }
 }
 
@@ -56,17 +69,12 @@ impl<'a> Bytes<'a> {
         self.path
     }
 
-    /// Feeds a range to a hash, and counts it.
+    /// Gives a range to `take`, in pieces of `PIECE_BYTES` at most. What it was given is worth
+    /// nothing if this returns an error.
     ///
     /// # Errors
     /// The file ends earlier, or cannot be read.
-    pub fn hash(
-        &self,
-        start: u64,
-        len: u64,
-        hasher: &mut Hasher,
-        counters: &Counters,
-    ) -> Result<(), Error> {
+    pub fn each(&self, start: u64, len: u64, mut take: impl FnMut(&[u8])) -> Result<(), Error> {
         let mut buffer = Vec::new();
         let (mut at, end) = (start, start + len);
         while at < end {
@@ -74,7 +82,7 @@ impl<'a> Bytes<'a> {
             match &self.map {
                 Some(map) => {
                     let piece = map.bytes().get(at as usize..at as usize + count);
-                    hasher.update(piece.ok_or_else(|| self.shrunk(at))?);
+                    take(piece.ok_or_else(|| self.shrunk(at))?);
                     if map.is_torn() {
                         return Err(self.shrunk(at));
                     }
@@ -86,13 +94,29 @@ impl<'a> Bytes<'a> {
                     if read < count {
                         return Err(self.shrunk(at + read as u64));
                     }
-                    hasher.update(&buffer);
+                    take(&buffer);
                 }
             }
             at += count as u64;
-            counters.add(count as u64);
         }
         Ok(())
+    }
+
+    /// Feeds a range to a hash, and counts it.
+    ///
+    /// # Errors
+    /// As `each`.
+    pub fn hash(
+        &self,
+        start: u64,
+        len: u64,
+        hasher: &mut Hasher,
+        counters: &Counters,
+    ) -> Result<(), Error> {
+        self.each(start, len, |piece| {
+            hasher.update(piece);
+            counters.add(piece.len() as u64);
+        })
     }
 
     /// Of a range alone.

@@ -23,13 +23,16 @@ mod map;
 pub mod model;
 pub mod name;
 pub mod output;
+pub mod pace;
 pub mod put;
 pub mod record;
 pub mod remote;
+pub mod sha;
 pub mod verify;
 
-pub use digest::{Digest, Hasher};
+pub use digest::Digest;
 pub use error::Error;
+pub use sha::Hasher;
 
 #[cfg(test)]
 mod tests;

@@ -19,12 +19,14 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 
-use super::digest::{Digest, Hasher};
+use super::digest::Digest;
+
 use super::error::Error;
 use super::files::{self, File, Files, Meta};
 use super::hash::{Bytes, Counters, PIECE_BYTES, hash_file, lock, meta, unchanged};
 use super::record::{Layout, Record, check_parts, part_count, part_range};
 use super::remote::{PartSink, Remote, Upload};
+use super::sha::Hasher;
 
 /// A file that is about to be stored.
 pub struct Source {

@@ -5,11 +5,13 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use super::digest::Digest;
+
 use super::error::Error;
 use super::files::{self, Files};
 use super::hash::{Counters, damaged_parts, hash_file, lock};
 use super::record::{Record, part_range};
 use super::remote::{BlobStat, Remote};
+use super::sha::Hasher;
 
 /// How much is looked at.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -120,18 +122,23 @@ pub fn verify_remote(
     counters.total.fetch_add(checked, Ordering::Relaxed);
     let (next, damaged) = (AtomicU32::new(0), Mutex::new(Vec::new()));
     let work = || -> Result<(), Error> {
-        let mut buffer = Vec::new();
         while let Some(&part) = wanted.get(next.fetch_add(1, Ordering::Relaxed) as usize) {
             let (start, len) = part_range(record.size, record.part_size, part);
-            buffer.resize(len, 0);
-            let is_fine = match remote.read(digest, stat, start, &mut buffer) {
-                Ok(()) => Digest::of(&buffer) == record.parts[part as usize],
+            let (mut hasher, mut rest) = (Hasher::new(), len as u64);
+            let read = remote.read(digest, stat, start, rest, &mut |piece| {
+                hasher.update(piece);
+                rest -= piece.len() as u64;
+                counters.add(piece.len() as u64);
+                counters.moved(piece.len() as u64);
+                Ok(())
+            });
+            let is_fine = match read {
+                Ok(()) => hasher.finish() == record.parts[part as usize],
                 // A remote with checksums of its own does not give out what is damaged.
                 Err(Error::Damaged { .. }) => false,
                 Err(error) => return Err(error),
             };
-            counters.add(len as u64);
-            counters.transferred.fetch_add(len as u64, Ordering::Relaxed);
+            counters.add(rest);
             if !is_fine {
                 lock(&damaged).push(part);
             }

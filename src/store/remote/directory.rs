@@ -9,24 +9,23 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use super::{BlobStat, Entry, Leftover, PartSink, Remote, Upload};
+use super::{BlobStat, Entry, Leftover, PartSink, Remote, Take, Upload};
 use crate::limits::STORE_JSON_BYTES_MAX;
 use crate::store::claim::{self, Claim};
-use crate::store::digest::{Digest, Hasher};
+use crate::store::digest::Digest;
 use crate::store::error::Error;
 use crate::store::files::{self, File, Files, Meta, create_dirs, parent, write_whole};
+use crate::store::hash::PIECE_BYTES;
 use crate::store::layout;
 use crate::store::name::Tag;
 use crate::store::record::{Layout, Record, part_range};
+use crate::store::sha::Hasher;
 
 /// A folder as a remote.
 pub struct Directory<'f> {
     files: &'f dyn Files,
     root: PathBuf,
 }
-
-/// Read back at once, when held parts are looked for.
-const READ_BYTES: usize = 256 << 10;
 
 impl<'f> Directory<'f> {
     /// A folder that need not be there yet: the first write makes it.
@@ -129,18 +128,25 @@ impl Remote for Directory<'_> {
         digest: &Digest,
         stat: &BlobStat,
         offset: u64,
-        into: &mut [u8],
+        len: u64,
+        take: &mut Take<'_>,
     ) -> Result<(), Error> {
-        assert!(offset + into.len() as u64 <= stat.size, "a range within the blob");
+        assert!(offset + len <= stat.size, "a range within the blob");
         let path = self.path(&layout::blob(digest));
         let file =
             found(self.files.open(&path)).map_err(|error| Error::io("read", &path, error))?;
         let file = file.ok_or_else(|| self.gone(digest))?;
-        match files::read_full(&*file, into, offset) {
-            Ok(count) if count == into.len() => Ok(()),
-            Ok(_) => Err(Error::Damaged { digest: *digest, part: None, at: self.describe() }),
-            Err(error) => Err(Error::io("read", &path, error)),
+        let (mut buffer, mut at, end) = (vec![0; PIECE_BYTES], offset, offset + len);
+        while at < end {
+            let piece = &mut buffer[..PIECE_BYTES.min((end - at) as usize)];
+            let count = files::read_full(&*file, piece, at);
+            if count.map_err(|error| Error::io("read", &path, error))? < piece.len() {
+                return Err(Error::Damaged { digest: *digest, part: None, at: self.describe() });
+            }
+            take(piece)?;
+            at += piece.len() as u64;
         }
+        Ok(())
     }
 
     fn begin<'a>(&'a self, upload: &Upload) -> Result<Box<dyn PartSink + 'a>, Error> {
@@ -334,9 +340,9 @@ impl PartSink for Sink<'_> {
         if !self.claim.is_resumed() || !file.has_data(start, len as u64) {
             return Ok(false);
         }
-        let (mut hasher, mut buffer) = (Hasher::new(), vec![0; READ_BYTES.min(len)]);
-        for at in (0..len).step_by(READ_BYTES) {
-            let piece = &mut buffer[..READ_BYTES.min(len - at)];
+        let (mut hasher, mut buffer) = (Hasher::new(), vec![0; PIECE_BYTES.min(len)]);
+        for at in (0..len).step_by(PIECE_BYTES) {
+            let piece = &mut buffer[..PIECE_BYTES.min(len - at)];
             let read = files::read_full(file, piece, start + at as u64);
             let count = read.map_err(|error| Error::io("read", self.claim.path(), error))?;
             hasher.update(&piece[..count]);

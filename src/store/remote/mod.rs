@@ -31,17 +31,20 @@ pub trait Remote: Send + Sync {
     /// The remote does not answer; the record is refused (`Error::Refused`).
     fn stat(&self, digest: &Digest) -> Result<Option<BlobStat>, Error>;
 
-    /// Reads `into.len()` bytes of a blob from `offset` on; `stat` came from `self.stat`. The range
-    /// lies within the blob, need not fit its parts, and is filled wholly.
+    /// Reads `len` bytes of a blob from `offset` on, and gives them to `take` in order, in pieces
+    /// that fit into a core's second cache (`PIECE_BYTES` at most). `stat` came from `self.stat`.
+    /// The range lies within the blob and need not fit its parts.
     ///
     /// # Errors
-    /// The remote does not answer, the blob has gone (`Error::NotFound`) or has another size.
+    /// The remote does not answer, the blob has gone (`Error::NotFound`) or has another size; what
+    /// `take` returned, after which nothing more is read.
     fn read(
         &self,
         digest: &Digest,
         stat: &BlobStat,
         offset: u64,
-        into: &mut [u8],
+        len: u64,
+        take: &mut Take<'_>,
     ) -> Result<(), Error>;
 
     /// Starts an upload, or goes on with one of the same key that was left behind, by this machine
@@ -146,6 +149,9 @@ pub trait Remote: Send + Sync {
         None
     }
 }
+
+/// What takes the bytes of a blob as they come.
+pub type Take<'a> = dyn FnMut(&[u8]) -> Result<(), Error> + 'a;
 
 /// A blob that is there.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -11,7 +11,7 @@ use crate::store::error::Error;
 use crate::store::layout;
 use crate::store::name::Tag;
 use crate::store::record::{Layout, part_range};
-use crate::store::remote::{BlobStat, Entry, Leftover, PartSink, Remote, Upload};
+use crate::store::remote::{BlobStat, Entry, Leftover, PartSink, Remote, Take, Upload};
 
 /// A tag's file: 64 digits, a line feed, and what an editor may have added.
 const TAG_BYTES_MAX: usize = 256;
@@ -31,29 +31,36 @@ impl Remote for Filer<'_> {
         digest: &Digest,
         stat: &BlobStat,
         offset: u64,
-        into: &mut [u8],
+        len: u64,
+        take: &mut Take<'_>,
     ) -> Result<(), Error> {
-        assert!(offset + into.len() as u64 <= stat.size, "a range within the blob");
+        assert!(offset + len <= stat.size, "a range within the blob");
         let record = match (stat.layout, &stat.record) {
             (Layout::Parts, Some(record)) => record,
             (_, record) => {
                 let path = self.path(&layout::blob(digest));
-                let read = self.http.read_range(&path, offset, stat.size, into)?;
+                let direct = match (self.volumes(), self.places(digest, &path, stat.size)) {
+                    (Some(volumes), Some(places)) => {
+                        volumes.read(&self.http, &places, offset, len, take)?
+                    }
+                    _ => 0,
+                };
+                let (offset, len) = (offset + direct, len - direct);
+                let read = self.http.read_range(&path, offset, len, stat.size, take)?;
                 let part = |at| record.as_ref().map(|record| (at / record.part_size) as u32);
                 return self.judge(digest, read, part);
             }
         };
-        let (mut offset, mut rest) = (offset, into);
-        while !rest.is_empty() {
+        let (mut offset, end) = (offset, offset + len);
+        while offset < end {
             let index = (offset / record.part_size) as u32;
             let (start, len) = part_range(record.size, record.part_size, index);
-            let within = offset - start;
-            let count = rest.len().min(len - within as usize);
-            let (piece, left) = rest.split_at_mut(count);
+            let (within, len) = (offset - start, len as u64);
+            let count = (end - offset).min(len - within);
             let path = self.path(&layout::part(digest, index));
-            let read = self.http.read_range(&path, within, len as u64, piece)?;
+            let read = self.http.read_range(&path, within, count, len, take)?;
             self.judge(digest, read, |_| Some(index))?;
-            (offset, rest) = (offset + count as u64, left);
+            offset += count;
         }
         Ok(())
     }

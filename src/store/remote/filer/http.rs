@@ -20,6 +20,8 @@ use crate::limits::{
 };
 use crate::prng::{self, Prng};
 use crate::store::error::Error;
+use crate::store::hash::PIECE_BYTES;
+use crate::store::remote::Take;
 
 /// Talks to one filer, from any number of threads.
 pub struct Http {
@@ -43,6 +45,15 @@ pub struct Fault {
     pub is_retryable: bool,
     /// The status of the answer; 0: there was none.
     pub status: u16,
+}
+
+/// Why the bytes of an answer were not all taken.
+#[derive(Debug)]
+pub enum Cut {
+    /// They did not come.
+    Fault(Fault),
+    /// Whoever takes them does not want more.
+    Taker(Error),
 }
 
 /// A request, as it is sent.
@@ -132,22 +143,30 @@ impl Answer {
         Ok(bytes)
     }
 
-    /// Fills `into` from the body. Returns how many bytes came, and why not all of them did.
-    pub fn fill(&mut self, into: &mut [u8]) -> (usize, Result<(), Fault>) {
+    /// Gives `len` bytes of the body to `take`, in pieces of `PIECE_BYTES` at most. Returns how
+    /// many it took, and why not all of them.
+    pub fn stream(&mut self, len: u64, take: &mut Take<'_>) -> (u64, Result<(), Cut>) {
         let mut reader = self.body.as_reader();
-        let mut filled = 0;
-        while filled < into.len() {
-            match reader.read(&mut into[filled..]) {
-                Ok(0) => {
-                    let short = format!("the answer ended after {filled} of {} bytes", into.len());
-                    return (filled, Err(Fault::passing(short)));
+        let mut buffer = vec![0; PIECE_BYTES.min(len as usize)];
+        let mut taken = 0;
+        while taken < len {
+            let piece = &mut buffer[..PIECE_BYTES.min((len - taken) as usize)];
+            let (count, ended) = fill(&mut reader, piece);
+            let piece = &piece[..count];
+            if let Err(error) = if count > 0 { take(piece) } else { Ok(()) } {
+                return (taken, Err(Cut::Taker(error)));
+            }
+            taken += count as u64;
+            match ended {
+                Ok(()) => {}
+                Err(Some(error)) => return (taken, Err(Cut::Fault(broken(error)))),
+                Err(None) => {
+                    let short = format!("the answer ended after {taken} of {len} bytes");
+                    return (taken, Err(Cut::Fault(Fault::passing(short))));
                 }
-                Ok(count) => filled += count,
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => return (filled, Err(broken(error))),
             }
         }
-        (filled, Ok(()))
+        (taken, Ok(()))
     }
 
     /// Why it is no success; the rest of the body is thrown away.
@@ -180,6 +199,20 @@ fn is_passing(status: u16) -> bool {
     matches!(status, 408 | 423 | 425 | 429 | 499 | 500 | 502 | 503 | 504)
 }
 
+/// Fills `into`; how many bytes came, and why not all of them did. None: that was all.
+fn fill(reader: &mut impl io::Read, into: &mut [u8]) -> (usize, Result<(), Option<io::Error>>) {
+    let mut filled = 0;
+    while filled < into.len() {
+        match reader.read(&mut into[filled..]) {
+            Ok(0) => return (filled, Err(None)),
+            Ok(count) => filled += count,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return (filled, Err(Some(error))),
+        }
+    }
+    (filled, Ok(()))
+}
+
 fn broken(error: io::Error) -> Fault {
     Fault::passing(format!("the connection broke: {error}"))
 }
@@ -199,6 +232,8 @@ impl Http {
             .max_idle_age(Duration::from_secs(4))
             .max_idle_connections(2 * FILER_CONNECTIONS_MAX)
             .max_idle_connections_per_host(FILER_CONNECTIONS_MAX)
+            // Read at once from a socket.
+            .input_buffer_size(PIECE_BYTES)
             .timeout_connect(Some(Duration::from_secs(5)))
             .timeout_recv_response(Some(2 * FILER_STALL_MAX))
             .timeout_per_read(Some(FILER_STALL_MAX))

@@ -48,6 +48,7 @@ mod clock;
 mod grpc;
 mod hpack;
 mod http;
+mod places;
 mod proto;
 mod tree;
 mod tus;
@@ -55,12 +56,13 @@ mod upload;
 mod volume;
 
 use std::collections::HashMap;
-use std::sync::OnceLock;
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
 use self::address::Address;
 use self::auth::Auth;
 use self::http::Http;
+use self::places::Places;
 use self::volume::Volumes;
 use super::{BlobStat, Remote};
 use crate::limits::STORE_JSON_BYTES_MAX;
@@ -76,6 +78,8 @@ pub struct Filer<'f> {
     http: Http,
     wanted: Option<Way>,
     volumes: OnceLock<Option<Volumes>>,
+    /// Where the bytes of the blob are that was read last; None: only the filer knows.
+    places: Mutex<Option<(Digest, Option<Arc<Places>>)>>,
     tus: OnceLock<Option<tus::Offer>>,
 }
 
@@ -141,7 +145,7 @@ impl<'f> Filer<'f> {
         let address = Address::parse(url).map_err(|why| format!("{url:?} is no filer: {why}"))?;
         let http = Http::new(address, settings.auth, settings.ca.as_deref())?;
         let (volumes, tus) = (OnceLock::new(), OnceLock::new());
-        Ok(Filer { files, http, wanted: settings.way, volumes, tus })
+        Ok(Filer { files, http, wanted: settings.way, volumes, places: Mutex::default(), tus })
     }
 
     /// Removes the whole folder of its URL: for one that was made to be thrown away. That it is not
@@ -167,6 +171,22 @@ impl<'f> Filer<'f> {
             is_plain.then(|| address.grpc()).flatten().and_then(Volumes::find)
         };
         self.volumes.get_or_init(find).as_ref()
+    }
+
+    /// Where the volume servers have the bytes of a blob, if they can be read there.
+    fn places(&self, digest: &Digest, path: &str, size: u64) -> Option<Arc<Places>> {
+        let mut known = self.places.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        if let Some((_, places)) = known.as_ref().filter(|(of, _)| of == digest) {
+            return places.clone();
+        }
+        let find = || {
+            let volumes = self.volumes()?;
+            let entry = self.http.entry(path).ok()??;
+            volumes.places(entry.chunks?, size)
+        };
+        let places = find().map(Arc::new);
+        *known = Some((*digest, places.clone()));
+        places
     }
 
     /// The way for a blob of this size.

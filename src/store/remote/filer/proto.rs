@@ -87,6 +87,51 @@ pub fn assignment(bytes: &[u8]) -> Result<Assignment, String> {
     if is_whole { Ok(found) } else { Err("it assigned no place".to_owned()) }
 }
 
+/// `LookupVolumeRequest`.
+pub fn lookup_request<'a>(volumes: impl Iterator<Item = &'a str>) -> Vec<u8> {
+    let mut message = Message::default();
+    volumes.for_each(|volume| message.bytes(1, volume.as_bytes()));
+    message.0
+}
+
+/// `LookupVolumeResponse`: volumes, each with the `host:port` of its servers. One that no server
+/// has is left out.
+///
+/// # Errors
+/// It is no message.
+pub fn locations(bytes: &[u8]) -> Result<Vec<(String, Vec<String>)>, String> {
+    let mut found = Vec::new();
+    for field in Fields(bytes) {
+        let (1, Value::Bytes(entry)) = field? else { continue };
+        let (mut volume, mut servers) = (String::new(), Vec::new());
+        for field in Fields(entry) {
+            match field? {
+                (1, Value::Bytes(id)) => volume = text(id)?,
+                (2, Value::Bytes(list)) => servers = server_list(list)?,
+                _ => {}
+            }
+        }
+        if !servers.is_empty() {
+            found.push((volume, servers));
+        }
+    }
+    Ok(found)
+}
+
+/// `Locations`.
+fn server_list(bytes: &[u8]) -> Result<Vec<String>, String> {
+    let mut servers = Vec::new();
+    for field in Fields(bytes) {
+        let (1, Value::Bytes(location)) = field? else { continue };
+        for field in Fields(location) {
+            if let (1, Value::Bytes(url)) = field? {
+                servers.push(text(url)?);
+            }
+        }
+    }
+    Ok(servers)
+}
+
 /// `CreateEntryRequest`: a file of these chunks; one that is there is replaced, and of its chunks
 /// those are deleted that the new one has not.
 pub fn create_request(file: &File<'_>) -> Vec<u8> {
@@ -270,6 +315,17 @@ mod tests {
         assert_eq!(assignment(b""), Err("it assigned no place".to_owned()));
         assert!(assignment(b"\x0a\x7fx").unwrap_err().contains("no message"));
         assert!(assignment(b"\x0a\x01\xff").unwrap_err().contains("a text"));
+        let mut list = Message::default();
+        list.bytes(1, &location.0);
+        let mut entry = Message::default();
+        entry.bytes(1, b"3");
+        entry.bytes(2, &list.0);
+        let mut volumes = Message::default();
+        volumes.bytes(1, &entry.0);
+        volumes.bytes(1, b"\x0a\x014");
+        let servers = vec!["h:1".to_owned()];
+        assert_eq!(locations(&volumes.0), Ok(vec![("3".to_owned(), servers)]));
+        assert_eq!(lookup_request(["3", "4"].into_iter()), b"\x0a\x013\x0a\x014");
         assert_eq!((created(b""), created(b"\x0a\x02no")), (Ok(()), Err("no".to_owned())));
         assert_eq!((is_encrypted(b"\x38\x01"), is_encrypted(b"")), (Ok(true), Ok(false)));
     }
@@ -277,7 +333,7 @@ mod tests {
     proptest! {
         #[test]
         fn no_answer_is_too_strange(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
-            let _ = (assignment(&bytes), created(&bytes), is_encrypted(&bytes));
+            let _ = (assignment(&bytes), created(&bytes), is_encrypted(&bytes), locations(&bytes));
         }
     }
 }

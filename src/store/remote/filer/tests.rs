@@ -1,5 +1,6 @@
 //! The filer's client against a filer in memory that fails in every way at every request.
 
+use std::io;
 use std::time::Duration;
 
 use super::fake::{Fake, Fault};
@@ -40,8 +41,11 @@ fn put(filer: &Filer<'_>, bytes: &[u8]) -> Result<(), Error> {
 
 fn get(filer: &Filer<'_>, digest: &Digest) -> Result<Option<Vec<u8>>, Error> {
     let Some(stat) = filer.stat(digest)? else { return Ok(None) };
-    let mut bytes = vec![0; stat.size as usize];
-    filer.read(digest, &stat, 0, &mut bytes)?;
+    let mut bytes = Vec::new();
+    filer.read(digest, &stat, 0, stat.size, &mut |piece| {
+        bytes.extend_from_slice(piece);
+        Ok(())
+    })?;
     Ok(Some(bytes))
 }
 
@@ -123,19 +127,27 @@ fn a_broken_download_goes_on_at_the_byte() {
     let filer = filer(&fake);
     let bytes = random(1_000_000);
     fake.set("/s/x", &bytes);
-    let mut read = vec![0; bytes.len()];
+    let mut read = Vec::new();
+    let mut take = |piece: &[u8]| {
+        read.extend_from_slice(piece);
+        Ok(())
+    };
     // Some answers are cut in half.
     fake.fail(0, 3, Fault::Half);
-    assert_eq!(
-        filer.http.read_range("/s/x", 0, bytes.len() as u64, &mut read).unwrap(),
-        Read::Whole
-    );
+    let (all, http) = (bytes.len() as u64, &filer.http);
+    assert_eq!(http.read_range("/s/x", 0, all, all, &mut take).unwrap(), Read::Whole);
     assert!(read == bytes);
     assert_eq!(fake.traffic().1, 1_000_000);
-    let wrong = filer.http.read_range("/s/x", 0, 999_999, &mut read[..10]).unwrap_err();
+    let mut ignore = |_: &[u8]| Ok(());
+    let wrong = http.read_range("/s/x", 0, 10, 999_999, &mut ignore).unwrap_err();
     assert!(wrong.to_string().contains("1000000 bytes, not 999999"), "{wrong}");
     assert!(!wrong.is_retryable());
-    assert_eq!(filer.http.read_range("/s/y", 0, 10, &mut read[..10]).unwrap(), Read::Missing);
+    assert_eq!(http.read_range("/s/y", 0, 10, 10, &mut ignore).unwrap(), Read::Missing);
+    // Who takes the bytes may have enough.
+    let mut full =
+        |_: &[u8]| Err(Error::io("write", "/disk".as_ref(), io::ErrorKind::StorageFull.into()));
+    let error = http.read_range("/s/x", 0, all, all, &mut full).unwrap_err().to_string();
+    assert!(error.contains("/disk"), "{error}");
 }
 
 #[test]

@@ -7,10 +7,11 @@ use serde::Deserialize;
 
 use super::address::encode;
 use super::clock;
-use super::http::{Answer, Fault, Http, Request, Retry};
+use super::http::{Answer, Cut, Fault, Http, Request, Retry};
 use super::proto::Chunk;
 use crate::limits::{FILER_LISTING_BYTES_MAX, FILER_PAGE_ENTRIES, FILER_UNREADABLE};
 use crate::store::error::Error;
+use crate::store::remote::Take;
 
 /// An entry of a folder.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -241,35 +242,36 @@ impl Http {
         })
     }
 
-    /// Fills `into` from a file of `whole` bytes, from `offset` on. What has come is not asked for
-    /// again.
+    /// Gives `len` bytes of a file of `whole` bytes to `take`, from `offset` on. What has come is
+    /// not asked for again.
     ///
     /// # Errors
-    /// The filer does not answer, or the file has another size.
+    /// The filer does not answer, the file has another size, or `take` fails.
     pub fn read_range(
         &self,
         path: &str,
         offset: u64,
+        len: u64,
         whole: u64,
-        into: &mut [u8],
+        take: &mut Take<'_>,
     ) -> Result<Read, Error> {
-        if into.is_empty() {
+        if len == 0 {
             return Ok(Read::Whole);
         }
-        let mut filled = 0;
+        let mut taken = 0;
         // Since when it stands still, although the filer is well.
         let mut stuck: Option<Instant> = None;
         self.retry(&format!("reading {}", short(path)), |retry| {
-            let (count, ended) =
-                self.read_once(path, offset + filled as u64, whole, &mut into[filled..]);
-            filled += count;
+            let (count, ended) = self.read_once(path, offset + taken, len - taken, whole, take);
+            taken += count;
             if count > 0 {
                 retry.progress();
                 stuck = None;
             }
             let fault = match ended {
-                Ok(read) => return Ok(read),
-                Err(fault) => fault,
+                Ok(read) => return Ok(Ok(read)),
+                Err(Cut::Taker(error)) => return Ok(Err(error)),
+                Err(Cut::Fault(fault)) => fault,
             };
             // A broken answer is all that the filer says of a chunk that it cannot read.
             if fault.is_retryable && fault.status == 0 {
@@ -278,27 +280,28 @@ impl Http {
                 if !is_well {
                     stuck = None;
                 } else if since.elapsed() >= FILER_UNREADABLE {
-                    return Ok(Read::Unreadable(offset + filled as u64));
+                    return Ok(Ok(Read::Unreadable(offset + taken)));
                 }
             }
             Err(fault)
-        })
+        })?
     }
 
-    /// One attempt: how many bytes came, and how it ended.
+    /// One attempt: how many bytes were taken, and how it ended.
     fn read_once(
         &self,
         path: &str,
         from: u64,
+        len: u64,
         whole: u64,
-        into: &mut [u8],
-    ) -> (usize, Result<Read, Fault>) {
-        let last = from + into.len() as u64 - 1;
+        take: &mut Take<'_>,
+    ) -> (u64, Result<Read, Cut>) {
+        let last = from + len - 1;
         let request =
             Request::new("GET", self.url(path, "")).header("Range", format!("bytes={from}-{last}"));
         let mut answer = match self.send(&request) {
             Ok(answer) => answer,
-            Err(fault) => return (0, Err(fault)),
+            Err(fault) => return (0, Err(Cut::Fault(fault))),
         };
         let fault = match (answer.status, content_range(&answer)) {
             // Also what the filer says of a file whose chunk it cannot read.
@@ -308,7 +311,7 @@ impl Http {
                 Err(fault) => fault,
             },
             (206, Some((start, end, size))) if size == whole && (start, end) == (from, last) => {
-                let (count, ended) = answer.fill(into);
+                let (count, ended) = answer.stream(len, take);
                 return (count, ended.map(|()| Read::Whole));
             }
             (206, Some((_, _, size))) if size != whole => {
@@ -319,7 +322,7 @@ impl Http {
             (416, _) => Fault::last(format!("the file has not {whole} bytes")),
             _ => answer.fault(),
         };
-        (0, Err(fault))
+        (0, Err(Cut::Fault(fault)))
     }
 
     /// Writes a file that appears whole or not at all, in place of what is there; `query` as the
@@ -445,7 +448,7 @@ fn check_size(answer: &mut Answer, sent: u64) -> Result<(), Fault> {
 }
 
 /// First and last byte of an answer, and the bytes of the file: `bytes 0-99/1000`.
-fn content_range(answer: &Answer) -> Option<(u64, u64, u64)> {
+pub(super) fn content_range(answer: &Answer) -> Option<(u64, u64, u64)> {
     parse_range(answer.header("content-range")?)
 }
 

@@ -19,14 +19,17 @@ use crate::store::error::Error;
 
 /// The way to volume servers.
 pub struct Volumes {
-    channel: Channel,
+    pub(super) channel: Channel,
     /// Volume servers that could not be reached, in a row: with too many it is given up.
     misses: AtomicU32,
+    /// Chunks that could not be read, in a row: likewise. A server that asks for a token to read,
+    /// which only the filer can make, is one that cannot be reached.
+    pub(super) read_misses: AtomicU32,
 }
 
 /// Chunks that may fail in a row before all go through the filer: the volume servers of a filer in
 /// a container, say, may have addresses that mean nothing here.
-const MISSES_MAX: u32 = 3;
+pub(super) const MISSES_MAX: u32 = 3;
 
 impl Volumes {
     /// The way, if there is one: the filer's gRPC answers, without TLS, and does not ask for bytes
@@ -35,7 +38,8 @@ impl Volumes {
         let channel = Channel::new(address);
         let configuration = channel.call("/filer_pb.SeaweedFiler/GetFilerConfiguration", &[]);
         let is_open = configuration.is_ok_and(|bytes| proto::is_encrypted(&bytes) == Ok(false));
-        is_open.then_some(Volumes { channel, misses: AtomicU32::new(0) })
+        let (misses, read_misses) = (AtomicU32::new(0), AtomicU32::new(0));
+        is_open.then_some(Volumes { channel, misses, read_misses })
     }
 
     /// Whether a part should be tried this way.

@@ -13,6 +13,8 @@
 # CNSE_WEED          a weed that is there already: used as it is (default: the one on PATH, else one is built)
 # CNSE_PEERS_CACHE   where the cache is (default: ${XDG_CACHE_HOME:-~/.cache}/cnse/peers)
 #
+# WEED_HTTPS_FILER_CERT, WEED_HTTPS_FILER_KEY   PEM files: the filer then speaks https, and its URL says so
+#
 # What is asked for is the last line on stdout; everything else goes to stderr. The server listens on loopback only and
 # sends no telemetry.
 set -euo pipefail
@@ -129,7 +131,7 @@ find_go() {
 }
 
 start() {
-    local folder weed base url
+    local folder weed base url ready
     mkdir -p "$1/data" || die "cannot make the folder $1"
     folder=$(cd "$1" && pwd)
     shift
@@ -147,7 +149,9 @@ start() {
         base=$(free_ports)
         echo "$base" >"$folder/ports"
     fi
-    url=http://127.0.0.1:$((base + 2))
+    # To a request without TLS a filer with https answers 400.
+    url=http://127.0.0.1:$((base + 2)) ready=200
+    [ -z "${WEED_HTTPS_FILER_KEY-}" ] || { url=${url/http/https}; ready=400; }
     # Where weed has gRPC: 10000 above each port. Volumes are small, so that a small disk has room for some and deleted
     # models are soon swept up; volume.max=0 lets the free disk say how many. Leaders of a raft of one need no wait.
     # tusMaxSizeMB: 5 GiB is what it is by default, and many models are larger.
@@ -165,7 +169,7 @@ start() {
     echo "$url" >"$folder/url"
     for _ in $(seq 600); do
         # A filer answers before there is a volume server to write to; an assignment tells of both.
-        if [ "$(answers $((base + 2)) /healthz)" = 200 ] && [ "$(answers "$base" /dir/assign)" = 200 ]; then
+        if [ "$(answers $((base + 2)) /healthz)" = $ready ] && [ "$(answers "$base" /dir/assign)" = 200 ]; then
             exec 9>&-
             printf '%s\n' "$url"
             return

@@ -89,15 +89,16 @@ step "MPI: the fabric on 1, 2, 4 and 8 ranks" scripts/mpi.sh
 export CNSE_TEST_MPI=$PWD/target/mpi-debian/debug/cnse
 
 install g++ g++
+install openssl openssl
 nvcc=$(scripts/nvcc.sh | tail -n 1)
 # What the build made last is of these sources.
 # shellcheck disable=SC2012
 cuda_kernels() {
     NVCC=$nvcc cargo clippy --all-targets --locked --features cuda -- -D warnings &&
-        NVCC=$nvcc CARGO_TARGET_DIR=target/cuda cargo test --locked --features cuda -- cuda:: gpu:: --nocapture &&
+        NVCC=$nvcc CARGO_TARGET_DIR=target/cuda cargo test --locked --features cuda,tls -- cuda:: gpu:: https:: --nocapture &&
         scripts/ptx.sh "$(dirname "$(ls -t target/cuda/debug/build/cnse-*/out/search.ptx | head -n 1)")"
 }
-step "CUDA: without a card, and the PTX for each architecture" cuda_kernels
+step "CUDA without a card, the PTX for each architecture; https" cuda_kernels
 
 step "tests" env CNSE_SIM_SEEDS=500 CNSE_HOSTILE_INPUTS=10000 cargo test --locked -- --nocapture
 step "fuzzing" env CNSE_FUZZ_INPUTS=10000000 cargo test --release --locked --test fuzz

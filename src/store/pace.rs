@@ -7,6 +7,8 @@
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
+use super::hash::PIECE_BYTES;
+
 /// A bound, in bytes a second.
 #[derive(Debug)]
 pub struct Pace {
@@ -22,6 +24,11 @@ impl Pace {
     /// So many bytes a second, at least one.
     pub fn new(bytes_per_s: u64) -> Pace {
         Pace { bytes_per_s: bytes_per_s.max(1), paid: Mutex::new(Instant::now()) }
+    }
+
+    /// Moved at once, so that the bytes go evenly: a sixteenth of a second's.
+    pub fn piece_bytes(&self) -> usize {
+        usize::try_from(self.bytes_per_s / 16).unwrap_or(usize::MAX).clamp(1 << 10, PIECE_BYTES)
     }
 
     /// Waits as long as bytes that were moved just now ask for.

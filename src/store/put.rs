@@ -315,14 +315,8 @@ impl Pipeline<'_> {
                 digest
             }
             None => {
-                let copied = file.copy_range(self.source.file(), start, bytes);
-                let copied = copied.map_err(|error| Error::io("write", target.path(), error))?;
-                if copied < bytes {
-                    let how = format!("it ends at byte {}", start + copied);
-                    return Err(Error::Changed { path: self.source.path.clone(), how });
-                }
+                self.copy_range(file, target.path(), start, bytes)?;
                 file.start_sync(start, bytes);
-                self.counters.transferred.fetch_add(bytes, Ordering::Relaxed);
                 target.digest(start, bytes, &uncounted)?
             }
         };
@@ -332,6 +326,29 @@ impl Pipeline<'_> {
         state.read.insert(index, Arc::default());
         drop(state);
         self.changed.notify_all();
+        Ok(())
+    }
+
+    fn copy_range(
+        &self,
+        file: &dyn File,
+        path: &Path,
+        start: u64,
+        bytes: u64,
+    ) -> Result<(), Error> {
+        let at_once = self.counters.pace.as_ref().map_or(bytes, |pace| pace.piece_bytes() as u64);
+        let mut done = 0;
+        while done < bytes {
+            let (at, wanted) = (start + done, at_once.min(bytes - done));
+            let copied = file.copy_range(self.source.file(), at, wanted);
+            let copied = copied.map_err(|error| Error::io("write", path, error))?;
+            if copied < wanted {
+                let how = format!("it ends at byte {}", at + copied);
+                return Err(Error::Changed { path: self.source.path.clone(), how });
+            }
+            self.counters.moved(copied);
+            done += copied;
+        }
         Ok(())
     }
 

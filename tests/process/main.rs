@@ -10,6 +10,8 @@ mod common;
 mod gpu;
 mod gpu_faults;
 mod hostile;
+#[cfg(feature = "tls")]
+mod https;
 mod llama;
 mod mpirun;
 mod post;

@@ -138,6 +138,13 @@ fn round_trip_and_names() {
     world.ok(&["tag", "tiny:q4", "other:x"]);
     let models = world.json(&["ls"]);
     assert_eq!(models["models"].as_array().unwrap().len(), 2);
+    for (flag, licence) in [("--licence", "MIT"), ("--license", "gemma")] {
+        let name = format!("licensed:{}", &flag[2..]);
+        let file = "tiny-Q4_K_M.gguf.bin";
+        world.ok(&["put", file, "--name", &name, flag, licence, "--quiet"]);
+        assert!(world.ok(&["show", &name]).contains(licence), "{name}");
+        world.ok(&["rm", &name]);
+    }
     assert!(world.ok(&["show", "other:x"]).contains(hash));
     world.ok(&["get", "tiny:q4", "--offline", "--quiet"]);
     world.ok(&["get", "tiny", "--offline", "--quiet"]);

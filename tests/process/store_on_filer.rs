@@ -6,6 +6,7 @@ use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
 
 use cnse::prng::Prng;
 use serde_json::Value;
@@ -100,6 +101,41 @@ pub fn ask(url: &str) -> (u16, Vec<u8>) {
     let end = answer.windows(4).position(|window| window == b"\r\n\r\n").unwrap();
     let status = text(&answer[9..12]).parse().unwrap();
     (status, answer.split_off(end + 4))
+}
+
+#[test]
+fn a_transfer_keeps_to_its_rate() {
+    let Some(weed) = Weed::shared() else { return };
+    let home = Home::new(&weed, "rate");
+    let (path, bytes) = home.file("model.bin", 3 << 19);
+    let folder = home.path("folder");
+    let limit = ["--limit-rate", "1MiB", "--quiet"];
+    // 1.5 MiB at 1 MiB a second, of which a tenth of a second's is ahead: never under 1.3 s.
+    let slow = |command: &mut Command| {
+        let begun = Instant::now();
+        let output = command.output().unwrap();
+        assert!(output.status.success(), "{}", text(&output.stderr));
+        assert!(begun.elapsed() > Duration::from_millis(1300), "{:?}", begun.elapsed());
+    };
+    let put = ["put", "--file", &path, "--name", "m", "--tag", "q"];
+    for way in ["chunks", "tus", "parts"] {
+        let home = Home { filer: format!("{}/{way}", home.filer), folder: home.path(way).into() };
+        std::fs::create_dir(&home.folder).unwrap();
+        slow(home.command(&[&put[..], &limit].concat()).env("CNSE_FILER_UPLOAD", way));
+        let output = home.path("out.bin");
+        slow(&mut home.command(&[&["get", "m:q", "--output", &output], &limit[..]].concat()));
+        assert!(std::fs::read(output).unwrap() == bytes, "{way}");
+        slow(&mut home.command(&[&["verify", "--full"], &limit[..]].concat()));
+    }
+    let in_folder = |args: &[&str]| {
+        let mut command = cnse();
+        command.args(args).args(["--store", &folder]).env("CNSE_CACHE", home.path("cache"));
+        command
+    };
+    slow(&mut in_folder(&[&put[..], &limit].concat()));
+    let output = in_folder(&["get", "m:q", "--limit-rate", "1KiB"]).output().unwrap();
+    assert_eq!(output.status.code(), Some(2));
+    assert!(text(&output.stderr).contains("--limit-rate 1024: "), "{}", text(&output.stderr));
 }
 
 fn blob_url(home: &Home, hash: &str) -> String {

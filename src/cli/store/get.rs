@@ -26,8 +26,7 @@ Fetches a model into this machine's cache, once, with every byte checked, and gi
 outside: a file of its own (which shares the blocks where the file system can), or with --link a
 second name of the same one. With --path nothing is copied: it tells where the cached file is. REF
 is NAME:TAG, a SHA-256 of a blob or a manifest, or its first 6 digits and more. Killed, it goes on
-where it was when the same command runs again. It takes memory for one part a thread: 128 MiB with
-two.
+where it was when the same command runs again.
 
 examples:
   cnse get gemma-2-2b-it:Q4_K_M --output model.gguf
@@ -51,6 +50,7 @@ pub const FLAGS: &[Flag] = &[
     Flag::switch("offline", "take what the cache has, and ask nobody"),
     common!(cache_size),
     common!(threads),
+    common!(limit_rate),
     common!(quiet),
     common!(json),
     common!(log),
@@ -62,7 +62,8 @@ pub fn run(parsed: &Parsed) -> Result<(), Error> {
     if parsed.has("link") && !parsed.has("output") {
         return Err(Error::Usage("--link is for --output PATH".to_owned()));
     }
-    let (remote, cache) = (super::remote(parsed)?, super::cache(parsed)?);
+    let pace = super::pace(parsed)?;
+    let (remote, cache) = (super::paced_remote(parsed, pace.as_ref())?, super::cache(parsed)?);
     let is_offline = parsed.has("offline");
     let (resolved, name) = match parsed.text("manifest") {
         Some(path) => from_file(path)?,
@@ -71,7 +72,7 @@ pub fn run(parsed: &Parsed) -> Result<(), Error> {
             (find(&*remote, &cache, is_offline, text)?, text.to_owned())
         }
     };
-    let counters = Counters::default();
+    let counters = Counters { pace, ..Counters::default() };
     let is_quiet = ["quiet", "json"].iter().any(|flag| parsed.has(flag));
     let threads = super::threads(parsed)?;
     let source = (!is_offline).then_some(&*remote);

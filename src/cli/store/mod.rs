@@ -12,6 +12,7 @@ pub mod tag;
 pub mod verify;
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Instant, SystemTime};
 
 use serde_json::{Map, Value, json};
@@ -22,6 +23,7 @@ use crate::store::cache::Cache;
 use crate::store::files::Disk;
 use crate::store::model::{Resolved, resolve};
 use crate::store::name::Reference;
+use crate::store::pace::Pace;
 use crate::store::remote::Remote;
 use crate::store::remote::directory::Directory;
 use crate::store::remote::filer::{self, Filer};
@@ -37,8 +39,9 @@ macro_rules! environment {
   CNSE_STORE        the folder of models, unless --store says so (the XDG data folder's cnse/store)
   CNSE_FILER        a SeaweedFS filer to have them on instead, unless --filer or --store says so;
                     CNSE_FILER_TOKEN, or CNSE_FILER_KEY and CNSE_FILER_READ_KEY, are what it asks
-                    for, CNSE_FILER_CA a PEM file for https; CNSE_FILER_UPLOAD is how to send
-                    (auto, chunks, tus or parts)
+                    for; of https CNSE_FILER_CA is a PEM file of whom to believe, CNSE_FILER_CERT
+                    one of our own certificate and key; CNSE_FILER_UPLOAD is how to send (auto,
+                    chunks, tus or parts)
   CNSE_CACHE        the folder of what was fetched (the XDG cache folder's cnse/models)
   CNSE_CACHE_SIZE   bytes that it may hold, unless --cache-size says so (what the disk has)
 "
@@ -70,6 +73,13 @@ macro_rules! common {
     (cache_size) => {
         $crate::cli::flags::Flag::new("cache-size", "BYTES", "what the cache may hold: 40GiB")
     };
+    (limit_rate) => {
+        $crate::cli::flags::Flag::new(
+            "limit-rate",
+            "BYTES",
+            "at most so many a second to or from where the models are: 20MiB",
+        )
+    };
     (log) => {
         $crate::cli::flags::Flag::new("log", "LEVEL", "error, warn, info or debug (info)")
     };
@@ -94,8 +104,29 @@ fn folder(variable: &str, xdg: &str, home: &str, inside: &str) -> Result<PathBuf
     })
 }
 
+/// What `--limit-rate` asks for.
+fn pace(parsed: &Parsed) -> Result<Option<Arc<Pace>>, Error> {
+    let Some(rate) = parsed.bytes("limit-rate", u64::MAX).map_err(Error::Usage)? else {
+        return Ok(None);
+    };
+    if rate < RATE_LEAST {
+        return Err(Error::Usage(format!(
+            "--limit-rate {rate}: a server that is sent less than 256KiB a second gives up"
+        )));
+    }
+    Ok(Some(Arc::new(Pace::new(rate))))
+}
+
+/// Below it the threads' pauses come near to what a filer waits for the next byte (20 s).
+const RATE_LEAST: u64 = 256 << 10;
+
 /// Where models are kept.
 fn remote(parsed: &Parsed) -> Result<Box<dyn Remote>, Error> {
+    paced_remote(parsed, None)
+}
+
+/// The same, with a bound for what is sent there.
+fn paced_remote(parsed: &Parsed, pace: Option<&Arc<Pace>>) -> Result<Box<dyn Remote>, Error> {
     let variable = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
     let url = match (parsed.text("filer"), parsed.text("store")) {
         (Some(_), Some(_)) => {
@@ -107,6 +138,7 @@ fn remote(parsed: &Parsed) -> Result<Box<dyn Remote>, Error> {
     };
     if let Some(url) = url {
         let settings = filer::Settings::from_environment(variable).map_err(Error::Usage)?;
+        let settings = settings.paced(pace.cloned());
         let filer = Filer::new(&DISK, &url, settings).map_err(Error::Usage)?;
         return Ok(Box::new(filer));
     }
@@ -143,7 +175,7 @@ fn budget(parsed: &Parsed) -> Result<Option<u64>, Error> {
     }
 }
 
-/// As many threads as there are cores; more would only hold more parts in memory.
+/// As many threads as there are cores; more would only hold more parts in memory, of what is sent.
 fn threads(parsed: &Parsed) -> Result<usize, Error> {
     let asked = parsed.number("threads", 1, THREADS_MAX).map_err(Error::Usage)?;
     let cores =
@@ -151,7 +183,7 @@ fn threads(parsed: &Parsed) -> Result<usize, Error> {
     Ok(asked.unwrap_or_else(cores))
 }
 
-/// Each thread has a part in memory.
+/// Each thread that sends to a filer has a part in memory.
 const THREADS_MAX: usize = 64;
 /// Past it a disk or a filer is the limit.
 const THREADS_DEFAULT_MAX: usize = 8;

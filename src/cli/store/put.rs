@@ -49,6 +49,7 @@ pub const FLAGS: &[Flag] = &[
     Flag::new("part-size", "BYTES", "checked and sent again as a whole: 64KiB to 1GiB (64MiB)"),
     Flag::switch("raw", "take a file that begins as a GGUF and is none"),
     common!(threads),
+    common!(limit_rate),
     common!(quiet),
     common!(json),
     common!(log),
@@ -68,7 +69,8 @@ pub fn run(parsed: &Parsed) -> Result<(), Error> {
     if part_size < PART_BYTES_LEAST {
         return Err(Error::Usage(format!("--part-size {part_size}: under {PART_BYTES_LEAST}")));
     }
-    let remote = super::remote(parsed)?;
+    let pace = super::pace(parsed)?;
+    let remote = super::paced_remote(parsed, pace.as_ref())?;
     let cache = super::cache(parsed)?;
     let storing = Storing {
         tag: tag.clone(),
@@ -88,7 +90,7 @@ pub fn run(parsed: &Parsed) -> Result<(), Error> {
             _ => input(path)?,
         });
     }
-    let counters = Counters::default();
+    let counters = Counters { pace, ..Counters::default() };
     let is_quiet = parsed.has("quiet") || parsed.has("json");
     let stored = progress::show(&counters, is_quiet, || {
         put_model(&super::DISK, &*remote, &inputs, &storing, &counters)

@@ -48,6 +48,7 @@ pub const FLAGS: &[Flag] = &[
     Flag::list("file", "FILE", "with --heal: a file that has the right bytes"),
     common!(cache_size),
     common!(threads),
+    common!(limit_rate),
     common!(quiet),
     common!(json),
     common!(log),
@@ -77,8 +78,9 @@ pub fn run(parsed: &Parsed) -> Result<(), Error> {
     if parsed.has("file") && !parsed.has("heal") {
         return Err(Error::Usage("--file is for --heal".to_owned()));
     }
-    let (remote, cache, counters) =
-        (super::remote(parsed)?, super::cache(parsed)?, Counters::default());
+    let pace = super::pace(parsed)?;
+    let (remote, cache) = (super::paced_remote(parsed, pace.as_ref())?, super::cache(parsed)?);
+    let counters = Counters { pace, ..Counters::default() };
     // One that changes: all parts get their turn.
     let chosen = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
     let depth = match (parsed.has("whole"), parsed.has("full")) {

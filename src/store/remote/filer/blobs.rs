@@ -84,7 +84,9 @@ impl Remote for Filer<'_> {
             return self.http.write(&path, "fsync=true&maxMB=32", BLOB_TYPE, bytes);
         }
         let path = self.path(&layout::blob(digest));
-        if self.mend_chunks(&path, record.size, start, bytes)? {
+        let is_mended = self.mend_chunks(&path, record.size, start, bytes)?;
+        self.forget_places();
+        if is_mended {
             return Ok(());
         }
         // The filer lays new chunks over the old ones; but an offset of 0 means a new file to it.

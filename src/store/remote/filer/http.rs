@@ -5,22 +5,24 @@
 //! ends by stalling, not by taking long: there are bounds for each read and write, none for all.
 
 use std::io::{self, Read as _};
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant, SystemTime};
 
 use ureq::Agent;
 use ureq::http;
 
+use super::Settings;
 use super::address::{Address, encode};
 use super::auth::Auth;
-use super::clock;
+use super::{clock, tls};
 use crate::limits::{
     FILER_CONNECTIONS_MAX, FILER_FIRST_PATIENCE, FILER_PATIENCE, FILER_SETTLE, FILER_STALL_MAX,
 };
 use crate::prng::{self, Prng};
 use crate::store::error::Error;
 use crate::store::hash::PIECE_BYTES;
+use crate::store::pace::Pace;
 use crate::store::remote::Take;
 
 /// Talks to one filer, from any number of threads.
@@ -32,8 +34,27 @@ pub struct Http {
     server_time: Mutex<Option<(Instant, Duration)>>,
     has_answered: AtomicBool,
     draws: AtomicU64,
+    /// How fast bodies may be sent; what comes is paced by who takes it.
+    pace: Option<Arc<Pace>>,
     /// How long a filer that answered before is asked again.
     pub(super) patience: Duration,
+}
+
+/// A body that is sent as fast as it may be.
+struct Paced<'a> {
+    rest: &'a [u8],
+    pace: &'a Pace,
+}
+
+impl io::Read for Paced<'_> {
+    fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
+        let count = into.len().min(self.rest.len()).min(self.pace.piece_bytes());
+        let (now, rest) = self.rest.split_at(count);
+        into[..count].copy_from_slice(now);
+        self.rest = rest;
+        self.pace.moved(count as u64);
+        Ok(count)
+    }
 }
 
 /// Why one attempt failed.
@@ -220,7 +241,7 @@ fn broken(error: io::Error) -> Fault {
 impl Http {
     /// # Errors
     /// https, and this build has no TLS; a CA's file that is none.
-    pub fn new(address: Address, auth: Auth, ca: Option<&[u8]>) -> Result<Http, String> {
+    pub fn new(address: Address, settings: Settings) -> Result<Http, String> {
         let config = Agent::config_builder()
             .http_status_as_error(false)
             .max_redirects(0)
@@ -238,14 +259,15 @@ impl Http {
             .timeout_recv_response(Some(2 * FILER_STALL_MAX))
             .timeout_per_read(Some(FILER_STALL_MAX))
             .timeout_per_write(Some(FILER_STALL_MAX));
-        let config = with_tls(config, &address, ca)?;
+        let config = tls::configure(config, &address, &settings)?;
         Ok(Http {
             agent: config.build().new_agent(),
             address,
-            auth,
+            auth: settings.auth,
             server_time: Mutex::new(None),
             has_answered: AtomicBool::new(false),
             draws: AtomicU64::new(u64::from(std::process::id())),
+            pace: settings.pace,
             patience: FILER_PATIENCE,
         })
     }
@@ -297,9 +319,15 @@ impl Http {
         let ready = |error: http::Error| Fault::last(error.to_string());
         // A write without a body says so; the filer refuses it otherwise.
         let body = request.body.or(request.is_write.then_some(&[]));
-        let sent = match body {
-            Some(body) => self.agent.run(builder.body(body).map_err(ready)?),
-            None => self.agent.run(builder.body(()).map_err(ready)?),
+        let sent = match (body, &self.pace) {
+            (Some(body), Some(pace)) if !body.is_empty() => {
+                let mut paced = Paced { rest: body, pace };
+                let builder = builder.header("Content-Length", body.len());
+                let body = ureq::SendBody::from_reader(&mut paced);
+                self.agent.run(builder.body(body).map_err(ready)?)
+            }
+            (Some(body), _) => self.agent.run(builder.body(body).map_err(ready)?),
+            (None, _) => self.agent.run(builder.body(()).map_err(ready)?),
         };
         let (head, body) = sent.map_err(unanswered)?.into_parts();
         self.has_answered.store(true, Ordering::Relaxed);
@@ -388,12 +416,19 @@ impl Retry {
     }
 }
 
+const TLS_REMEDY: &str = " (CNSE_FILER_CA names the PEM file of the authority to believe, \
+    CNSE_FILER_CERT that of our own certificate and key)";
+
 /// What kept an answer from coming.
 fn unanswered(error: ureq::Error) -> Fault {
     let reason = match &error {
         ureq::Error::HostNotFound => "no such host".to_owned(),
         ureq::Error::ConnectionFailed => "no connection".to_owned(),
         ureq::Error::Timeout(what) => format!("no answer in time ({what})"),
+        // What TLS does not like, now and later.
+        ureq::Error::Io(error) if error.kind() == io::ErrorKind::InvalidData => {
+            return Fault::last(format!("no answer: {error}{TLS_REMEDY}"));
+        }
         ureq::Error::Io(error) => format!("no answer: {error}"),
         other => other.to_string(),
     };
@@ -406,36 +441,6 @@ fn unanswered(error: ureq::Error) -> Fault {
             | ureq::Error::Protocol(_)
     );
     Fault { reason, is_retryable, status: 0 }
-}
-
-type Config = ureq::config::ConfigBuilder<ureq::typestate::AgentScope>;
-
-#[cfg(not(feature = "tls"))]
-fn with_tls(config: Config, address: &Address, ca: Option<&[u8]>) -> Result<Config, String> {
-    if address.is_https || ca.is_some() {
-        return Err("this build has no TLS; build it with --features tls".to_owned());
-    }
-    Ok(config)
-}
-
-#[cfg(feature = "tls")]
-fn with_tls(config: Config, address: &Address, ca: Option<&[u8]>) -> Result<Config, String> {
-    use ureq::tls::{PemItem, RootCerts, TlsConfig, parse_pem};
-    if !address.is_https {
-        return Ok(config);
-    }
-    let Some(pem) = ca else { return Ok(config) };
-    let mut roots = Vec::new();
-    for item in parse_pem(pem) {
-        if let PemItem::Certificate(root) = item.map_err(|error| error.to_string())? {
-            roots.push(root);
-        }
-    }
-    if roots.is_empty() {
-        return Err("CNSE_FILER_CA names a file without a certificate (PEM)".to_owned());
-    }
-    let tls = TlsConfig::builder().root_certs(RootCerts::new_with_certs(&roots)).build();
-    Ok(config.tls_config(tls))
 }
 
 #[cfg(test)]

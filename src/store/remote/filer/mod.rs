@@ -50,6 +50,7 @@ mod hpack;
 mod http;
 mod places;
 mod proto;
+mod tls;
 mod tree;
 mod tus;
 mod upload;
@@ -70,6 +71,7 @@ use crate::store::digest::Digest;
 use crate::store::error::Error;
 use crate::store::files::Files;
 use crate::store::layout;
+use crate::store::pace::Pace;
 use crate::store::record::{Layout, Record};
 
 /// A filer as a remote.
@@ -100,13 +102,16 @@ pub enum Way {
 pub struct Settings {
     auth: Auth,
     ca: Option<Vec<u8>>,
+    certificate: Option<Vec<u8>>,
     way: Option<Way>,
+    pace: Option<Arc<Pace>>,
 }
 
 impl Settings {
     /// From variables: `CNSE_FILER_TOKEN`, a ready token; `CNSE_FILER_KEY` and
     /// `CNSE_FILER_READ_KEY`, the filer's signing keys, to make tokens from; `CNSE_FILER_CA`, a PEM
-    /// file with the authorities of an https filer; `CNSE_FILER_UPLOAD`, the one way to send.
+    /// file with the authorities of an https filer; `CNSE_FILER_CERT`, one with the certificate and
+    /// the key that it asks for; `CNSE_FILER_UPLOAD`, the one way to send.
     ///
     /// # Errors
     /// A variable's value, and what is wrong with it.
@@ -123,15 +128,24 @@ impl Settings {
                 ));
             }
         };
-        let ca = set("CNSE_FILER_CA").map(|path| {
-            std::fs::read(&path).map_err(|error| format!("CNSE_FILER_CA: {path:?}: {error}"))
-        });
+        let pem = |name: &str| {
+            let read = set(name).map(|path| {
+                std::fs::read(&path).map_err(|error| format!("{name}: {path:?}: {error}"))
+            });
+            read.transpose()
+        };
+        let (ca, certificate) = (pem("CNSE_FILER_CA")?, pem("CNSE_FILER_CERT")?);
         let auth = Auth {
             token: set("CNSE_FILER_TOKEN"),
             key: set("CNSE_FILER_KEY"),
             read_key: set("CNSE_FILER_READ_KEY"),
         };
-        Ok(Settings { auth, ca: ca.transpose()?, way })
+        Ok(Settings { auth, ca, certificate, way, pace: None })
+    }
+
+    /// With a bound for what is sent.
+    pub fn paced(self, pace: Option<Arc<Pace>>) -> Settings {
+        Settings { pace, ..self }
     }
 }
 
@@ -143,9 +157,9 @@ impl<'f> Filer<'f> {
     /// The URL is none; https, and this build has no TLS.
     pub fn new(files: &'f dyn Files, url: &str, settings: Settings) -> Result<Filer<'f>, String> {
         let address = Address::parse(url).map_err(|why| format!("{url:?} is no filer: {why}"))?;
-        let http = Http::new(address, settings.auth, settings.ca.as_deref())?;
+        let (wanted, http) = (settings.way, Http::new(address, settings)?);
         let (volumes, tus) = (OnceLock::new(), OnceLock::new());
-        Ok(Filer { files, http, wanted: settings.way, volumes, places: Mutex::default(), tus })
+        Ok(Filer { files, http, wanted, volumes, places: Mutex::default(), tus })
     }
 
     /// Removes the whole folder of its URL: for one that was made to be thrown away. That it is not
@@ -187,6 +201,11 @@ impl<'f> Filer<'f> {
         let places = find().map(Arc::new);
         *known = Some((*digest, places.clone()));
         places
+    }
+
+    /// A blob's bytes are elsewhere now.
+    fn forget_places(&self) {
+        *self.places.lock().unwrap_or_else(|poisoned| poisoned.into_inner()) = None;
     }
 
     /// The way for a blob of this size.

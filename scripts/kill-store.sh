@@ -2,13 +2,13 @@
 # Kills cnse put, get and gc with SIGKILL at random moments, and checks after each that nothing acknowledged was lost, that
 # nothing half-written is visible, and that the rerun neither sends nor fetches again what was there.
 #
-#   scripts/kill-store.sh [-n TIMES] [-s MIB] [-f FILES] [-r SEED] [REMOTE FLAGS…]
+#   scripts/kill-store.sh [-n TIMES] [-s MIB] [-f FILES] [-r SEED] [-- REMOTE FLAGS…]
 #
 #   -n   kills of each command (50)
 #   -s   size of the model in MiB (64)
 #   -f   small blobs that gc has to remove (400): with fewer it has ended before it can be killed
 #   -r   seed of the moments (the time)
-#   what follows goes to every command that speaks to the remote; without it a fresh folder is the remote
+#   what follows -- goes to every command that speaks to the remote; without it a fresh folder is the remote
 #
 # A command that ended before its kill does not count: another moment is tried, up to four times as many in all, and if
 # less than half of TIMES hit then, that is an error as well.

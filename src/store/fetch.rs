@@ -123,6 +123,7 @@ fn download(
         part_size,
         known: known.as_ref(),
         counters,
+        is_pair_free: sha::is_pair_free(),
         state: Mutex::new(State {
             parts: vec![Part::Came(0); count as usize],
             next: 0,
@@ -217,6 +218,9 @@ struct Job<'a> {
     /// None: the parts' digests are not known, and only the whole is checked.
     known: Option<&'a Record>,
     counters: &'a Counters,
+    /// A part's digest and the whole's are made in one pass, behind whoever fetches the parts; else
+    /// each thread makes those of its parts, and another one that of the whole.
+    is_pair_free: bool,
     state: Mutex<State>,
     changed: Condvar,
     failed: AtomicBool,
@@ -383,9 +387,7 @@ impl Job<'_> {
                 return Ok(());
             }
         }
-        if len > 0 && sha::is_pair_free() {
-            // Hashed once for both digests, behind this; else here, by as many threads as there
-            // are.
+        if len > 0 && self.is_pair_free {
             self.receive(index, |_, came| self.set(index, Part::Came(came)))?;
         } else {
             self.set(index, Part::Checked(self.receive_checked(index, 1)?));

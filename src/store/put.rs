@@ -26,7 +26,7 @@ use super::files::{self, File, Files, Meta};
 use super::hash::{Bytes, Counters, PIECE_BYTES, hash_file, lock, meta, unchanged};
 use super::record::{Layout, Record, check_parts, part_count, part_range};
 use super::remote::{PartSink, Remote, Upload};
-use super::sha::Hasher;
+use super::sha::{self, Hasher};
 
 /// A file that is about to be stored.
 pub struct Source {
@@ -89,7 +89,7 @@ pub struct Stored {
 pub struct Sending {
     /// Bytes of each part but the last.
     pub part_size: u64,
-    /// Threads that read, hash and send parts; one more hashes the whole.
+    /// Threads that read, hash and send parts.
     pub threads: usize,
     /// The remote may have it already: look, before anything is sent.
     pub may_be_there: bool,
@@ -125,7 +125,12 @@ pub fn put_blob(
         part_size,
         count,
         counters,
-        state: Mutex::new(State { parts: vec![None; count as usize], ..State::default() }),
+        is_pair_free: sha::is_pair_free(),
+        state: Mutex::new(State {
+            parts: vec![None; count as usize],
+            whole: Some(Hasher::new()),
+            ..State::default()
+        }),
         changed: Condvar::new(),
     };
     let threads = threads.clamp(1, (count as usize).max(1));
@@ -134,9 +139,9 @@ pub fn put_blob(
         for _ in 0..threads {
             scope.spawn(|| pipeline.send_parts());
         }
-        pipeline.hash_whole()
+        (!pipeline.is_pair_free).then(|| pipeline.hash_whole())
     });
-    let state = pipeline.state.into_inner().unwrap_or_else(|poisoned| poisoned.into_inner());
+    let mut state = pipeline.state.into_inner().unwrap_or_else(|poisoned| poisoned.into_inner());
     if let Some(error) = state.error {
         return Err(error);
     }
@@ -145,6 +150,8 @@ pub fn put_blob(
         let _ = sink.abort();
         return Err(error);
     }
+    let in_order = state.whole.take().unwrap_or_default();
+    let whole = whole.unwrap_or_else(|| in_order.finish());
     let parts: Vec<Digest> = state.parts.into_iter().flatten().collect();
     let record = Record::new(size, part_size, Layout::File, parts);
     sink.complete(&whole, record.clone())?;
@@ -193,6 +200,9 @@ struct Pipeline<'a> {
     part_size: u64,
     count: u32,
     counters: &'a Counters,
+    /// A part's digest and the whole's are made in one pass, part after part, by whichever thread
+    /// has the next one; else each thread makes those of its parts, and one more that of the whole.
+    is_pair_free: bool,
     state: Mutex<State>,
     changed: Condvar,
 }
@@ -201,6 +211,10 @@ struct Pipeline<'a> {
 struct State {
     /// The next part to be read.
     next: u32,
+    /// Of all parts before `hashed`; None: a thread has it. Only where pairs are free.
+    whole: Option<Hasher>,
+    /// The next part that goes into `whole`.
+    hashed: u32,
     /// Digests of parts that were read.
     parts: Vec<Option<Digest>>,
     /// Parts that were read, for who hashes the whole.
@@ -265,6 +279,34 @@ impl Pipeline<'_> {
         target.hash(start, len as u64, hasher, &Counters::default())
     }
 
+    /// Lends the digest of all parts before one to whoever has that one, when it is its turn; parts
+    /// are claimed in order, so it comes. None: something else has failed.
+    fn in_turn<T>(
+        &self,
+        index: u32,
+        hash: impl FnOnce(&mut Hasher) -> Result<T, Error>,
+    ) -> Result<Option<T>, Error> {
+        let mut state = lock(&self.state);
+        let mut whole = loop {
+            if state.error.is_some() {
+                return Ok(None);
+            }
+            if state.hashed == index
+                && let Some(whole) = state.whole.take()
+            {
+                break whole;
+            }
+            state = self.wait(state);
+        };
+        drop(state);
+        let hashed = hash(&mut whole)?;
+        let mut state = lock(&self.state);
+        (state.whole, state.hashed) = (Some(whole), index + 1);
+        drop(state);
+        self.changed.notify_all();
+        Ok(Some(hashed))
+    }
+
     /// A thread that reads, hashes and sends parts.
     fn send_parts(&self) {
         while let Some((index, buffer)) = self.claim() {
@@ -309,18 +351,30 @@ impl Pipeline<'_> {
             Some(digest) if self.sink.holds(index, &digest)? => Some(digest),
             _ => None,
         };
-        let digest = match held {
-            Some(digest) => {
+        match held {
+            Some(_) => {
                 self.counters.reused.fetch_add(bytes, Ordering::Relaxed);
-                digest
             }
             None => {
                 self.copy_range(file, target.path(), start, bytes)?;
                 file.start_sync(start, bytes);
-                target.digest(start, bytes, &uncounted)?
             }
-        };
+        }
         self.counters.add(bytes);
+        if self.is_pair_free {
+            let mut part = Hasher::new();
+            let hashed = self.in_turn(index, |whole| {
+                target.each(start, bytes, |piece| whole.update_both(&mut part, piece))
+            })?;
+            if hashed.is_some() {
+                lock(&self.state).parts[index as usize] = Some(part.finish());
+            }
+            return Ok(());
+        }
+        let digest = match held {
+            Some(digest) => digest,
+            None => target.digest(start, bytes, &uncounted)?,
+        };
         let mut state = lock(&self.state);
         state.parts[index as usize] = Some(digest);
         state.read.insert(index, Arc::default());
@@ -358,11 +412,23 @@ impl Pipeline<'_> {
             self.release(Arc::new(buffer));
             return Ok(());
         }
-        let digest = self.read_part(index, &mut buffer)?;
-        let bytes = Arc::new(buffer);
+        let mut part = Hasher::new();
+        if self.is_pair_free {
+            let read = self.in_turn(index, |whole| {
+                self.read_part(index, &mut buffer, |piece| whole.update_both(&mut part, piece))
+            })?;
+            if read.is_none() {
+                return Ok(());
+            }
+        } else {
+            self.read_part(index, &mut buffer, |piece| part.update(piece))?;
+        }
+        let (digest, bytes) = (part.finish(), Arc::new(buffer));
         let mut state = lock(&self.state);
         state.parts[index as usize] = Some(digest);
-        state.read.insert(index, Arc::clone(&bytes));
+        if !self.is_pair_free {
+            state.read.insert(index, Arc::clone(&bytes));
+        }
         drop(state);
         self.changed.notify_all();
         let count = bytes.len() as u64;
@@ -377,11 +443,15 @@ impl Pipeline<'_> {
         Ok(())
     }
 
-    /// Reads a part piece by piece, and hashes each while it is in the cache.
-    fn read_part(&self, index: u32, buffer: &mut Vec<u8>) -> Result<Digest, Error> {
+    /// Reads a part piece by piece, and has each hashed while it is in the cache.
+    fn read_part(
+        &self,
+        index: u32,
+        buffer: &mut Vec<u8>,
+        mut hash: impl FnMut(&[u8]),
+    ) -> Result<(), Error> {
         let (start, len) = part_range(self.source.size(), self.part_size, index);
         buffer.resize(len, 0);
-        let mut hasher = Hasher::new();
         for (piece, at) in buffer.chunks_mut(PIECE_BYTES).zip((0..).step_by(PIECE_BYTES)) {
             let at = start + at as u64;
             let read = files::read_full(self.source.file(), piece, at);
@@ -390,9 +460,9 @@ impl Pipeline<'_> {
                 let how = format!("it ends at byte {}", at + count as u64);
                 return Err(Error::Changed { path: self.source.path.clone(), how });
             }
-            hasher.update(piece);
+            hash(piece);
         }
-        Ok(hasher.finish())
+        Ok(())
     }
 
     /// Whoever is the last to use a buffer gives it back.

@@ -129,6 +129,10 @@ impl Hasher {
 
 /// Whether two digests of the same bytes cost what one does.
 pub fn is_pair_free() -> bool {
+    #[cfg(test)]
+    if tests::PAIR_COSTS.get() {
+        return false;
+    }
     #[cfg(target_arch = "x86_64")]
     return is_x86_feature_detected!("sha")
         && is_x86_feature_detected!("ssse3")
@@ -145,20 +149,23 @@ mod x86 {
         _mm_shuffle_epi32, _mm_storeu_si128,
     };
 
-    /// FIPS 180-4, 4.2.2: of the cube roots of the first 64 primes, the first bits behind the point.
+    /// The first bits behind the point of the cube roots of the first 64 primes (4.2.2).
     #[rustfmt::skip]
     const K: [u32; 64] = [
-        0x428a2f98, 0x71374491, 0xb5c0fbcf, 0xe9b5dba5, 0x3956c25b, 0x59f111f1, 0x923f82a4, 0xab1c5ed5,
-        0xd807aa98, 0x12835b01, 0x243185be, 0x550c7dc3, 0x72be5d74, 0x80deb1fe, 0x9bdc06a7, 0xc19bf174,
-        0xe49b69c1, 0xefbe4786, 0x0fc19dc6, 0x240ca1cc, 0x2de92c6f, 0x4a7484aa, 0x5cb0a9dc, 0x76f988da,
-        0x983e5152, 0xa831c66d, 0xb00327c8, 0xbf597fc7, 0xc6e00bf3, 0xd5a79147, 0x06ca6351, 0x14292967,
-        0x27b70a85, 0x2e1b2138, 0x4d2c6dfc, 0x53380d13, 0x650a7354, 0x766a0abb, 0x81c2c92e, 0x92722c85,
-        0xa2bfe8a1, 0xa81a664b, 0xc24b8b70, 0xc76c51a3, 0xd192e819, 0xd6990624, 0xf40e3585, 0x106aa070,
-        0x19a4c116, 0x1e376c08, 0x2748774c, 0x34b0bcb5, 0x391c0cb3, 0x4ed8aa4a, 0x5b9cca4f, 0x682e6ff3,
-        0x748f82ee, 0x78a5636f, 0x84c87814, 0x8cc70208, 0x90befffa, 0xa4506ceb, 0xbef9a3f7, 0xc67178f2,
+        0x428a2f98, 0x71374491, 0xb5c0fbcf, 0xe9b5dba5, 0x3956c25b, 0x59f111f1,
+        0x923f82a4, 0xab1c5ed5, 0xd807aa98, 0x12835b01, 0x243185be, 0x550c7dc3,
+        0x72be5d74, 0x80deb1fe, 0x9bdc06a7, 0xc19bf174, 0xe49b69c1, 0xefbe4786,
+        0x0fc19dc6, 0x240ca1cc, 0x2de92c6f, 0x4a7484aa, 0x5cb0a9dc, 0x76f988da,
+        0x983e5152, 0xa831c66d, 0xb00327c8, 0xbf597fc7, 0xc6e00bf3, 0xd5a79147,
+        0x06ca6351, 0x14292967, 0x27b70a85, 0x2e1b2138, 0x4d2c6dfc, 0x53380d13,
+        0x650a7354, 0x766a0abb, 0x81c2c92e, 0x92722c85, 0xa2bfe8a1, 0xa81a664b,
+        0xc24b8b70, 0xc76c51a3, 0xd192e819, 0xd6990624, 0xf40e3585, 0x106aa070,
+        0x19a4c116, 0x1e376c08, 0x2748774c, 0x34b0bcb5, 0x391c0cb3, 0x4ed8aa4a,
+        0x5b9cca4f, 0x682e6ff3, 0x748f82ee, 0x78a5636f, 0x84c87814, 0x8cc70208,
+        0x90befffa, 0xa4506ceb, 0xbef9a3f7, 0xc67178f2,
     ];
 
-    /// A state as the instructions want it: a, b, e, f and c, d, g, h, the first in the highest lane.
+    /// A state as the instructions want it: a, b, e, f and c, d, g, h, the first the highest.
     type Halves = (__m128i, __m128i);
 
     #[target_feature(enable = "sha,ssse3,sse4.1")]
@@ -234,11 +241,28 @@ mod x86 {
 }
 
 #[cfg(test)]
-mod tests {
+#[allow(missing_docs)]
+pub mod tests {
+    use std::cell::Cell;
+
     use proptest::prelude::*;
     use sha2::{Digest as _, Sha256};
 
     use super::*;
+
+    thread_local! {
+        /// As on a processor without the instructions.
+        pub static PAIR_COSTS: Cell<bool> = const { Cell::new(false) };
+    }
+
+    /// Runs a test as on a processor with SHA instructions, and as on one without.
+    pub fn each_way_of_hashing(test: impl Fn()) {
+        for costs in [false, true] {
+            PAIR_COSTS.set(costs);
+            test();
+        }
+        PAIR_COSTS.set(false);
+    }
 
     fn library(bytes: &[u8]) -> Digest {
         Digest(Sha256::digest(bytes).into())

@@ -17,6 +17,7 @@ use crate::store::model::{Input, Resolved, StoredModel, Storing, get_model, put_
 use crate::store::name::Tag;
 use crate::store::remote::Remote;
 use crate::store::remote::directory::Directory;
+use crate::store::sha::tests::each_way_of_hashing;
 use crate::store::verify::{Check, Depth, mend, verify_file, verify_remote};
 
 pub(super) const PART: u64 = PART_BYTES_LEAST;
@@ -86,104 +87,116 @@ fn with_model() -> Memory {
 
 #[test]
 fn what_is_there_is_not_sent_again() {
-    let memory = with_model();
-    let first = World::new(&memory);
-    let stored = first.put("m:a", "/home/one").unwrap();
-    assert_eq!(stored.blobs[0].digest, Digest::of(&model_bytes(1)));
-    assert_eq!(first.transferred(), (2 * PART + 999, 0));
-    let second = World::new(&memory);
-    assert!(second.put("m:b", "/home/one").unwrap().blobs[0].was_there);
-    assert_eq!(second.transferred(), (0, 0));
+    each_way_of_hashing(|| {
+        let memory = with_model();
+        let first = World::new(&memory);
+        let stored = first.put("m:a", "/home/one").unwrap();
+        assert_eq!(stored.blobs[0].digest, Digest::of(&model_bytes(1)));
+        assert_eq!(first.transferred(), (2 * PART + 999, 0));
+        let second = World::new(&memory);
+        assert!(second.put("m:b", "/home/one").unwrap().blobs[0].was_there);
+        assert_eq!(second.transferred(), (0, 0));
+    });
 }
 
 #[test]
 fn a_killed_transfer_goes_on_where_it_was() {
-    let total = 2 * PART + 999;
-    let memory = with_model();
-    let (mut sent_again, mut went_on) = (0, 0);
-    for call in 0.. {
-        let killed = memory.with_fault(call, Fault::Stop);
-        let first = World::new(&killed);
-        let result = first.put("m:a", "/home/one");
-        if !killed.has_met_fault() {
-            assert!(result.is_ok());
-            break;
+    each_way_of_hashing(|| {
+        let total = 2 * PART + 999;
+        let memory = with_model();
+        let (mut sent_again, mut went_on) = (0, 0);
+        for call in 0.. {
+            let killed = memory.with_fault(call, Fault::Stop);
+            let first = World::new(&killed);
+            let result = first.put("m:a", "/home/one");
+            if !killed.has_met_fault() {
+                assert!(result.is_ok());
+                break;
+            }
+            // What the first process had sent the second one does not send; a torn part it does.
+            let left = killed.after(After::Kill);
+            let second = World::new(&left);
+            second.put("m:a", "/home/one").unwrap();
+            let ((sent, _), (more, reused)) = (first.transferred(), second.transferred());
+            assert!(sent + more <= total, "call {call}: {sent} and then {more} of {total}");
+            assert!(more == 0 || more + reused == total, "call {call}");
+            (sent_again, went_on) =
+                (sent_again + sent + more - total.min(sent + more), went_on + reused);
         }
-        // What the first process had sent the second one does not send; a torn part it does.
-        let left = killed.after(After::Kill);
-        let second = World::new(&left);
-        second.put("m:a", "/home/one").unwrap();
-        let ((sent, _), (more, reused)) = (first.transferred(), second.transferred());
-        assert!(sent + more <= total, "call {call}: {sent} and then {more} of {total}");
-        assert!(more == 0 || more + reused == total, "call {call}");
-        (sent_again, went_on) =
-            (sent_again + sent + more - total.min(sent + more), went_on + reused);
-    }
-    assert!(sent_again == 0 && went_on > 0);
-    World::new(&memory).put("m:a", "/home/one").unwrap();
-    for call in 0.. {
-        let killed = memory.with_fault(call, Fault::Stop);
-        let first = World::new(&killed);
-        let result = first.get("m:a");
-        if !killed.has_met_fault() {
-            assert!(result.is_ok());
-            break;
+        assert!(sent_again == 0 && went_on > 0);
+        World::new(&memory).put("m:a", "/home/one").unwrap();
+        for call in 0.. {
+            let killed = memory.with_fault(call, Fault::Stop);
+            let first = World::new(&killed);
+            let result = first.get("m:a");
+            if !killed.has_met_fault() {
+                assert!(result.is_ok());
+                break;
+            }
+            let left = killed.after(After::Kill);
+            let second = World::new(&left);
+            second.get("m:a").unwrap();
+            let ((got, _), (more, _)) = (first.transferred(), second.transferred());
+            // A part that came and could not be written comes again.
+            assert!(got + more <= total + PART, "call {call}: {got} and then {more} of {total}");
         }
-        let left = killed.after(After::Kill);
-        let second = World::new(&left);
-        second.get("m:a").unwrap();
-        let ((got, _), (more, _)) = (first.transferred(), second.transferred());
-        // A part that came and could not be written comes again.
-        assert!(got + more <= total + PART, "call {call}: {got} and then {more} of {total}");
-    }
+    });
 }
 
 #[test]
 fn a_damaged_part_is_found_and_mended_alone() {
-    let memory = with_model();
-    let world = World::new(&memory);
-    let stored = world.put("m:a", "/home/one").unwrap();
-    let (digest, remote, cache) = (stored.blobs[0].digest, world.remote(), world.cache());
-    world.get("m:a").unwrap();
-    // In the cache: quarantined, and one part is fetched.
-    let path = cache.blob_path(&digest);
-    memory.flip(&path, PART as usize + 5);
-    let record = cache.record(&digest).unwrap();
-    let check = |depth| Check { digest: &digest, record: &record, depth, threads: 2 };
-    let counters = Counters::default();
-    let found = verify_file(&memory, &path, check(Depth::Parts), &counters).unwrap();
-    assert_eq!((found.damaged.clone(), found.is_sound()), (vec![1], false));
-    cache.quarantine(&digest).unwrap();
-    let again = World::new(&memory);
-    again.get("m:a").unwrap();
-    assert_eq!(again.transferred(), (PART, PART + 999));
-    let found = verify_file(&memory, &path, check(Depth::Whole), &counters).unwrap();
-    assert!(found.is_sound());
-    // In the store: mended from the cache, by one part.
-    let blob = Path::new("/store").join(crate::store::layout::blob(&digest));
-    memory.flip(&blob, 3);
-    let stat = remote.stat(&digest).unwrap().unwrap();
-    let look = || verify_remote(&memory, &remote, &stat, check(Depth::Parts), &counters).unwrap();
-    let mut found = look();
-    assert_eq!(found.damaged, [0]);
-    mend(&memory, &remote, &digest, &record, &path, &mut found).unwrap();
-    assert!(found.is_sound() && look().damaged.is_empty());
-    assert_eq!(memory.bytes(&blob).unwrap(), model_bytes(1));
+    each_way_of_hashing(|| {
+        let memory = with_model();
+        let world = World::new(&memory);
+        let stored = world.put("m:a", "/home/one").unwrap();
+        let (digest, remote, cache) = (stored.blobs[0].digest, world.remote(), world.cache());
+        world.get("m:a").unwrap();
+        // In the cache: quarantined, and one part is fetched.
+        let path = cache.blob_path(&digest);
+        memory.flip(&path, PART as usize + 5);
+        let record = cache.record(&digest).unwrap();
+        let check = |depth| Check { digest: &digest, record: &record, depth, threads: 2 };
+        let counters = Counters::default();
+        let found = verify_file(&memory, &path, check(Depth::Parts), &counters).unwrap();
+        assert_eq!((found.damaged.clone(), found.is_sound()), (vec![1], false));
+        cache.quarantine(&digest).unwrap();
+        let again = World::new(&memory);
+        again.get("m:a").unwrap();
+        assert_eq!(again.transferred(), (PART, PART + 999));
+        let found = verify_file(&memory, &path, check(Depth::Whole), &counters).unwrap();
+        assert!(found.is_sound());
+        // In the store: mended from the cache, by one part.
+        let blob = Path::new("/store").join(crate::store::layout::blob(&digest));
+        memory.flip(&blob, 3);
+        let stat = remote.stat(&digest).unwrap().unwrap();
+        let look =
+            || verify_remote(&memory, &remote, &stat, check(Depth::Parts), &counters).unwrap();
+        let mut found = look();
+        assert_eq!(found.damaged, [0]);
+        mend(&memory, &remote, &digest, &record, &path, &mut found).unwrap();
+        assert!(found.is_sound() && look().damaged.is_empty());
+        assert_eq!(memory.bytes(&blob).unwrap(), model_bytes(1));
+    });
 }
 
 #[test]
 fn a_damaged_store_is_told_and_leaves_nothing_visible() {
-    let memory = with_model();
-    let world = World::new(&memory);
-    let digest = world.put("m:a", "/home/one").unwrap().blobs[0].digest;
-    memory.flip(&Path::new("/store").join(crate::store::layout::blob(&digest)), 2 * PART as usize);
-    let error = world.get("m:a").unwrap_err();
-    assert!(matches!(error, Error::Damaged { part: Some(2), .. }), "{error}");
-    assert!(world.cache().find(&digest, "").unwrap().is_none());
-    // Parts that came are kept.
-    let again = World::new(&memory);
-    again.get("m:a").unwrap_err();
-    assert_eq!(again.transferred().1, 2 * PART);
+    each_way_of_hashing(|| {
+        let memory = with_model();
+        let world = World::new(&memory);
+        let digest = world.put("m:a", "/home/one").unwrap().blobs[0].digest;
+        memory.flip(
+            &Path::new("/store").join(crate::store::layout::blob(&digest)),
+            2 * PART as usize,
+        );
+        let error = world.get("m:a").unwrap_err();
+        assert!(matches!(error, Error::Damaged { part: Some(2), .. }), "{error}");
+        assert!(world.cache().find(&digest, "").unwrap().is_none());
+        // Parts that came are kept.
+        let again = World::new(&memory);
+        again.get("m:a").unwrap_err();
+        assert_eq!(again.transferred().1, 2 * PART);
+    });
 }
 
 #[test]

@@ -3,7 +3,8 @@
 use std::collections::BTreeMap;
 
 use super::Filer;
-use super::tree::{BLOB_TYPE, Bytes, Read};
+use super::read::Read;
+use super::tree::{BLOB_TYPE, Bytes};
 use super::upload::{Sink, attempts, discard};
 use crate::limits::STORE_JSON_BYTES_MAX;
 use crate::store::digest::Digest;
@@ -128,7 +129,10 @@ impl Remote for Filer<'_> {
 
     fn put_tag(&self, tag: &Tag, id: &Digest) -> Result<(), Error> {
         let text = layout::tag_text(id);
-        self.http.write_synced(&self.path(&layout::tag(tag)), "text/plain", text.as_bytes())
+        self.http.write_synced(&self.path(&layout::tag(tag)), "text/plain", text.as_bytes())?;
+        // A tag that is not listed would not keep its model from `gc`.
+        self.http.ensure_folder(&self.path(layout::TAGS))?;
+        self.http.ensure_folder(&self.path(&format!("{}/{}", layout::TAGS, tag.name())))
     }
 
     fn tags(&self) -> Result<Vec<(Tag, Digest)>, Error> {

@@ -1,7 +1,7 @@
 //! A filer in memory, for tests: files, folders and TUS uploads over real sockets, and at a request
 //! of the test's choice a fault.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -35,6 +35,8 @@ pub struct Fake {
 struct State {
     files: Mutex<BTreeMap<String, Vec<u8>>>,
     uploads: Mutex<BTreeMap<String, (usize, Vec<u8>)>>,
+    /// Folders that have files and no entry.
+    lost: Mutex<BTreeSet<String>>,
     /// Requests so far.
     count: AtomicU32,
     fault: Mutex<Option<(u32, u32, Fault)>>,
@@ -106,6 +108,11 @@ impl Fake {
 
     pub fn set(&self, path: &str, bytes: &[u8]) {
         self.state.files.lock().unwrap().insert(path.to_owned(), bytes.to_vec());
+    }
+
+    /// A folder that the filer had no time to make, before it was killed.
+    pub fn lose_folder(&self, path: &str) {
+        self.state.lost.lock().unwrap().insert(path.to_owned());
     }
 
     pub fn names(&self) -> Vec<String> {
@@ -201,6 +208,10 @@ impl State {
                 files.insert(path, asked.body.clone());
                 Answer { body: format!("{{\"size\":{size}}}").into_bytes(), ..plain(201) }
             }
+            "POST" if asked.query.is_empty() => {
+                self.lost.lock().unwrap().remove(&path);
+                plain(201)
+            }
             "POST" => {
                 let from = asked.query.strip_prefix("mv.from=").unwrap();
                 let is_moved = |name: &&String| **name == from || inside(name, from).is_some();
@@ -217,12 +228,15 @@ impl State {
             }
             _ if asked.path == "/healthz" => plain(200),
             _ if asked.query == "metadata=true" => {
-                let is_there =
-                    files.keys().any(|name| *name == path || inside(name, &path).is_some());
+                let is_lost = self.lost.lock().unwrap().contains(&path);
+                let is_there = !is_lost
+                    && files.keys().any(|name| *name == path || inside(name, &path).is_some());
                 let body = format!("{{\"FullPath\":\"{path}\"}}").into_bytes();
                 if is_there { Answer { body, ..plain(200) } } else { plain(404) }
             }
-            _ if asked.path.ends_with('/') => listing(&files, asked, &path),
+            _ if asked.path.ends_with('/') => {
+                listing(&files, &self.lost.lock().unwrap(), asked, &path)
+            }
             _ => read(&files, asked, &path),
         }
     }
@@ -302,13 +316,21 @@ fn read(files: &BTreeMap<String, Vec<u8>>, asked: &Asked, path: &str) -> Answer 
     Answer { headers, body: bytes[first..=last].to_vec(), ..plain(206) }
 }
 
-fn listing(files: &BTreeMap<String, Vec<u8>>, asked: &Asked, path: &str) -> Answer {
+fn listing(
+    files: &BTreeMap<String, Vec<u8>>,
+    lost: &BTreeSet<String>,
+    asked: &Asked,
+    path: &str,
+) -> Answer {
     assert_eq!(asked.headers.get("accept").map(String::as_str), Some("application/json"));
     let mut rows: BTreeMap<String, String> = BTreeMap::new();
     for (name, bytes) in files {
         let Some(rest) = inside(name, path) else { continue };
         let (name, is_folder) =
             rest.split_once('/').map_or((rest, false), |(name, _)| (name, true));
+        if lost.contains(&format!("{path}/{name}")) {
+            continue;
+        }
         let (mode, size) = if is_folder { (1u32 << 31, 0) } else { (432, bytes.len()) };
         let row = format!(
             r#"{{"FullPath":"{path}/{name}","Mtime":"2026-11-24T19:42:56Z","Mode":{mode},"FileSize":{size}}}"#

@@ -10,7 +10,7 @@ use std::sync::atomic::Ordering;
 
 use super::http::{Cut, Fault, Http, Request};
 use super::proto::{self, Chunk};
-use super::tree::content_range;
+use super::read::content_range;
 use super::volume::Volumes;
 use crate::store::error::Error;
 use crate::store::remote::Take;

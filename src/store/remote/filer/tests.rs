@@ -4,11 +4,12 @@ use std::io;
 use std::time::Duration;
 
 use super::fake::{Fake, Fault};
-use super::tree::Read;
+use super::read::Read;
 use super::*;
 use crate::limits::PART_BYTES_LEAST;
 use crate::prng::Prng;
 use crate::store::files::Disk;
+use crate::store::name::Tag;
 use crate::store::remote::Upload;
 
 const PART: u64 = PART_BYTES_LEAST;
@@ -148,6 +149,21 @@ fn a_broken_download_goes_on_at_the_byte() {
         |_: &[u8]| Err(Error::io("write", "/disk".as_ref(), io::ErrorKind::StorageFull.into()));
     let error = http.read_range("/s/x", 0, all, all, &mut full).unwrap_err().to_string();
     assert!(error.contains("/disk"), "{error}");
+}
+
+#[test]
+fn a_tag_is_listed_even_if_its_folder_was_lost() {
+    let fake = Fake::start(false);
+    let filer = filer(&fake);
+    let (tag, id) = (Tag::new("m", "q").unwrap(), Digest::of(b"manifest"));
+    fake.lose_folder("/s/tags/m");
+    // As an upload finds it whose filer was killed in the middle of its tag.
+    fake.set("/s/tags/m/q", b"");
+    let other = Tag::new("a", "b").unwrap();
+    filer.put_tag(&other, &id).unwrap();
+    assert_eq!(filer.tags().unwrap(), [(other.clone(), id)]);
+    filer.put_tag(&tag, &id).unwrap();
+    assert_eq!(filer.tags().unwrap(), [(other, id), (tag, id)]);
 }
 
 #[test]

@@ -1,17 +1,16 @@
 //! Files and folders of a filer, one operation at a time, each tried until it goes through. Paths
 //! begin at the filer's root.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use serde::Deserialize;
 
 use super::address::encode;
 use super::clock;
-use super::http::{Answer, Cut, Fault, Http, Request, Retry};
+use super::http::{Answer, Fault, Http, Request, Retry};
 use super::proto::Chunk;
-use crate::limits::{FILER_LISTING_BYTES_MAX, FILER_PAGE_ENTRIES, FILER_UNREADABLE};
+use crate::limits::{FILER_LISTING_BYTES_MAX, FILER_PAGE_ENTRIES};
 use crate::store::error::Error;
-use crate::store::remote::Take;
 
 /// An entry of a folder.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -27,18 +26,6 @@ pub struct Entry {
     /// Where its bytes are. None: in a way that only the filer understands (folded into lists of
     /// chunks, encrypted, compressed, or kept beside the name).
     pub chunks: Option<Vec<Chunk>>,
-}
-
-/// What became of a range.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Read {
-    /// All of it was read.
-    Whole,
-    /// There is no such file.
-    Missing,
-    /// The filer is well and knows the file, and cannot give the byte at this offset: a volume
-    /// server has found by its checksum that the chunk is damaged, or has lost it.
-    Unreadable(u64),
 }
 
 /// What to do with a file's bytes as its name goes.
@@ -198,7 +185,7 @@ impl Http {
         self.retry(&format!("looking at {}", short(path)), |_| self.size_once(path))
     }
 
-    fn size_once(&self, path: &str) -> Result<Option<u64>, Fault> {
+    pub(super) fn size_once(&self, path: &str) -> Result<Option<u64>, Fault> {
         let answer = self.send(&Request::new("HEAD", self.url(path, "")))?;
         match answer.status {
             404 => Ok(None),
@@ -208,121 +195,6 @@ impl Http {
                 .ok_or_else(|| Fault::last("it does not say how long the file is")),
             _ => Err(answer.fault()),
         }
-    }
-
-    /// A small file. None: there is none.
-    ///
-    /// # Errors
-    /// The filer does not answer; the file has more than `limit` bytes.
-    pub fn read_small(&self, path: &str, limit: usize) -> Result<Option<Vec<u8>>, Error> {
-        self.retry(&format!("reading {}", short(path)), |_| {
-            // Without a range, a chunk that cannot be read becomes the text of its error.
-            let request =
-                Request::new("GET", self.url(path, "")).header("Range", format!("bytes=0-{limit}"));
-            let mut answer = self.send(&request)?;
-            match answer.status {
-                404 => return Ok(None),
-                // An empty file has no range at all.
-                416 => return Ok(Some(Vec::new())),
-                200 | 206 => {}
-                _ => return Err(answer.fault()),
-            }
-            let whole = match answer.status {
-                206 => content_range(&answer).map(|(_, _, whole)| whole),
-                _ => answer.number("content-length"),
-            };
-            let bytes = answer.bytes(limit)?;
-            if whole.is_some_and(|whole| whole != bytes.len() as u64) {
-                return Err(Fault::passing(format!(
-                    "the answer ended after {} bytes",
-                    bytes.len()
-                )));
-            }
-            Ok(Some(bytes))
-        })
-    }
-
-    /// Gives `len` bytes of a file of `whole` bytes to `take`, from `offset` on. What has come is
-    /// not asked for again.
-    ///
-    /// # Errors
-    /// The filer does not answer, the file has another size, or `take` fails.
-    pub fn read_range(
-        &self,
-        path: &str,
-        offset: u64,
-        len: u64,
-        whole: u64,
-        take: &mut Take<'_>,
-    ) -> Result<Read, Error> {
-        if len == 0 {
-            return Ok(Read::Whole);
-        }
-        let mut taken = 0;
-        // Since when it stands still, although the filer is well.
-        let mut stuck: Option<Instant> = None;
-        self.retry(&format!("reading {}", short(path)), |retry| {
-            let (count, ended) = self.read_once(path, offset + taken, len - taken, whole, take);
-            taken += count;
-            if count > 0 {
-                retry.progress();
-                stuck = None;
-            }
-            let fault = match ended {
-                Ok(read) => return Ok(Ok(read)),
-                Err(Cut::Taker(error)) => return Ok(Err(error)),
-                Err(Cut::Fault(fault)) => fault,
-            };
-            // A broken answer is all that the filer says of a chunk that it cannot read.
-            if fault.is_retryable && fault.status == 0 {
-                let is_well = matches!(self.size_once(path), Ok(Some(size)) if size == whole);
-                let since = *stuck.get_or_insert_with(Instant::now);
-                if !is_well {
-                    stuck = None;
-                } else if since.elapsed() >= FILER_UNREADABLE {
-                    return Ok(Ok(Read::Unreadable(offset + taken)));
-                }
-            }
-            Err(fault)
-        })?
-    }
-
-    /// One attempt: how many bytes were taken, and how it ended.
-    fn read_once(
-        &self,
-        path: &str,
-        from: u64,
-        len: u64,
-        whole: u64,
-        take: &mut Take<'_>,
-    ) -> (u64, Result<Read, Cut>) {
-        let last = from + len - 1;
-        let request =
-            Request::new("GET", self.url(path, "")).header("Range", format!("bytes={from}-{last}"));
-        let mut answer = match self.send(&request) {
-            Ok(answer) => answer,
-            Err(fault) => return (0, Err(Cut::Fault(fault))),
-        };
-        let fault = match (answer.status, content_range(&answer)) {
-            // Also what the filer says of a file whose chunk it cannot read.
-            (404, _) => match self.size_once(path) {
-                Ok(None) => return (0, Ok(Read::Missing)),
-                Ok(Some(_)) => Fault::passing("a chunk of the file is not to be had"),
-                Err(fault) => fault,
-            },
-            (206, Some((start, end, size))) if size == whole && (start, end) == (from, last) => {
-                let (count, ended) = answer.stream(len, take);
-                return (count, ended.map(|()| Read::Whole));
-            }
-            (206, Some((_, _, size))) if size != whole => {
-                Fault::last(format!("the file has {size} bytes, not {whole}"))
-            }
-            (206, _) => Fault::last("it answers with another range"),
-            (200, _) => Fault::last("it does not know ranges"),
-            (416, _) => Fault::last(format!("the file has not {whole} bytes")),
-            _ => answer.fault(),
-        };
-        (0, Err(Cut::Fault(fault)))
     }
 
     /// Writes a file that appears whole or not at all, in place of what is there; `query` as the
@@ -362,6 +234,26 @@ impl Http {
     /// As `write`.
     pub fn write_synced(&self, path: &str, mime: &str, bytes: &[u8]) -> Result<(), Error> {
         self.write(path, "fsync=true", mime, bytes)
+    }
+
+    /// Makes a folder if it is not there. The filer does so by itself when it makes a file, but
+    /// after it: killed in between, it never does, and what lies in the folder is not listed.
+    ///
+    /// # Errors
+    /// The filer does not answer, or refuses.
+    pub fn ensure_folder(&self, folder: &str) -> Result<(), Error> {
+        self.retry(&format!("making {}", short(folder)), |_| {
+            if self.entry_once(folder)?.is_some() {
+                return Ok(());
+            }
+            log::warn!("{} has lost its entry; it is made again", short(folder));
+            let answer = self.send(&Request::new("POST", self.url(&format!("{folder}/"), "")))?;
+            // Another process may have been faster, which it tells as a fault.
+            if answer.is_fine() || self.entry_once(folder)?.is_some() {
+                return Ok(());
+            }
+            Err(answer.fault())
+        })
     }
 
     /// Removes a file, or a folder with all that is in it. That it is not there is fine.
@@ -447,19 +339,8 @@ fn check_size(answer: &mut Answer, sent: u64) -> Result<(), Fault> {
     Ok(())
 }
 
-/// First and last byte of an answer, and the bytes of the file: `bytes 0-99/1000`.
-pub(super) fn content_range(answer: &Answer) -> Option<(u64, u64, u64)> {
-    parse_range(answer.header("content-range")?)
-}
-
-fn parse_range(text: &str) -> Option<(u64, u64, u64)> {
-    let (range, whole) = text.strip_prefix("bytes ")?.split_once('/')?;
-    let (first, last) = range.split_once('-')?;
-    Some((first.parse().ok()?, last.parse().ok()?, whole.parse().ok()?))
-}
-
 /// A path for a message.
-fn short(path: &str) -> &str {
+pub(super) fn short(path: &str) -> &str {
     let from = path.len().saturating_sub(ACTION_NAMES_MAX);
     let from = (from..=path.len()).find(|at| path.is_char_boundary(*at)).unwrap_or(0);
     &path[from..]
@@ -468,14 +349,6 @@ fn short(path: &str) -> &str {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn ranges() {
-        assert_eq!(parse_range("bytes 0-99/1000"), Some((0, 99, 1000)));
-        for bad in ["bytes */1000", "bytes 0-99/*", "0-99/1000", "bytes 0/1"] {
-            assert_eq!(parse_range(bad), None, "{bad}");
-        }
-    }
 
     #[test]
     fn rows() {

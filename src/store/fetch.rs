@@ -81,6 +81,8 @@ pub fn fetch(
 
 /// Between two looks at a download of another process.
 const WAIT: Duration = Duration::from_millis(50);
+/// The disk begins to write after so many bytes: the sync at the end waits for the last of them.
+const SYNC_BYTES: u64 = 8 << 20;
 /// Times that a part is fetched before it counts as damaged at the remote.
 const PART_TRIES: u32 = 3;
 
@@ -428,17 +430,19 @@ impl Job<'_> {
     /// nothing until its digest fits: the file has no name yet, and whoever goes on with it after a
     /// crash reads it again.
     fn receive(&self, index: u32, mut came: impl FnMut(&[u8], u64)) -> Result<(), Error> {
-        let ((start, len), mut done) = (self.range(index), 0);
+        let ((start, len), mut done, mut synced) = (self.range(index), 0, 0);
         self.remote.read(self.digest, self.stat, start, len, &mut |piece| {
             let written = self.claim.file().write_at(piece, start + done);
             written.map_err(|error| Error::io("write", self.claim.path(), error))?;
             done += piece.len() as u64;
+            if done - synced >= SYNC_BYTES || done == len {
+                self.claim.file().start_sync(start + synced, done - synced);
+                synced = done;
+            }
             self.counters.add(piece.len() as u64);
             self.counters.moved(piece.len() as u64);
             came(piece, done);
             Ok(())
-        })?;
-        self.claim.file().start_sync(start, len);
-        Ok(())
+        })
     }
 }

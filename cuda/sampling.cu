@@ -309,6 +309,8 @@ __device__ __forceinline__ void apply_edits(float* x, u32 begin, u32 count, cons
 // Logits of a thread in a tile of a pass: with 32, fewer blocks find one (4 us more at 128,256);
 // with 8 nothing is gained.
 #define TILE 16
+// The same where a block passes over a row alone: a row of 32,000 takes three waits for memory.
+#define TILE_ALONE 48
 // Times that a block looks for work before it no longer believes in it: some 10 ms.
 #define LOOKS_MAX 20000
 // Passes that blocks share; further ones a block does alone.
@@ -718,15 +720,16 @@ struct Wanted {
         return in && filter.keeps(order_of(x, index), scale) ? mass_of(y) : 0;
     }
 
-    // The sum of this thread's logits in the tile from `begin`, without what was edited. Almost all
-    // are told by their value alone, and no branch depends on one.
+    // The sum of this thread's logits, COUNT of them, in the tile from `begin`, without what was
+    // edited. Almost all are told by their value alone, and no branch depends on one.
+    template <int COUNT>
     __device__ __forceinline__ u32 sum(const Source& source, u32 begin) const {
-        float x[TILE / 4][4];
+        float x[COUNT / 4][4];
         u32 sum = 0;
         bool ties = false;
-        source.load_unedited<TILE / 4>(begin, 4 * DRAW_THREADS, x);
+        source.load_unedited<COUNT / 4>(begin, 4 * DRAW_THREADS, x);
 #pragma unroll
-        for (int i = 0; i < TILE; i++) {
+        for (int i = 0; i < COUNT; i++) {
             float logit = x[i / 4][i % 4], y = __fmul_rn(logit, source.scale);
             bool in = __float_as_uint(__fadd_rn(y, ROUND)) == bits;
             bool kept = in && logit > least && y >= scaled_min;
@@ -736,7 +739,7 @@ struct Wanted {
         }
         if (ties) {
 #pragma unroll 1
-            for (u32 i = 0; i < TILE; i++) {
+            for (u32 i = 0; i < COUNT; i++) {
                 u32 index = begin + i / 4 * (4 * DRAW_THREADS) + i % 4;
                 if (index >= source.vocab) break;
                 float logit = source.widen(source.bits(index));
@@ -758,7 +761,7 @@ __device__ __noinline__ void take_tiles(Shared& s, Pass& pass, const Source sour
     while (s.found < tiles) {
         u32 tile = s.found, next = 0;
         if (t == 0) next = atomicAdd(&pass.next, 1);
-        sum += wanted.sum(source, (tile * DRAW_THREADS * (TILE / 4) + t) * 4);
+        sum += wanted.sum<TILE>(source, (tile * DRAW_THREADS * (TILE / 4) + t) * 4);
         taken++;
         __syncthreads();
         if (t == 0) s.found = next;
@@ -805,8 +808,8 @@ __device__ __noinline__ u64 mass_in_row(Shared& s, u32 bin, Filter filter, Passe
     u32 slot = s.found;
     if (slot >= PASSES_MAX) {
 #pragma unroll 1
-        for (u32 tile = 0; tile < tiles; tile++) {
-            sum += wanted.sum(source, (tile * DRAW_THREADS * (TILE / 4) + t) * 4);
+        for (u32 begin = 0; begin < source.vocab; begin += DRAW_THREADS * TILE_ALONE) {
+            sum += wanted.sum<TILE_ALONE>(source, begin + t * 4);
         }
         return sum_all(s, sum);
     }

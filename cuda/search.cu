@@ -2,42 +2,14 @@
 // stand in src/post/embedding/search.rs, whose bits these kernels give.
 //
 //   score_*        grid: as score.cuh says, 256 threads
+//   score_found    grid: `blocks` of 256 threads for each query
 //   keep_nearest   grid: a block of 512 threads for each query
 //
 // 8 lanes that have a row hold four of the 32 partial sums each, since they load float4s. -fmad=false: nothing is
 // contracted.
 
+#include "floats.cuh"
 #include "score.cuh"
-
-// Partial sums 4 l to 4 l + 3 are in lane l of 8; the sum is in lane 0.
-__device__ __forceinline__ float tree8(float p[4]) {
-#pragma unroll
-    for (int half = 4; half > 0; half /= 2) {
-#pragma unroll
-        for (int c = 0; c < 4; c++) p[c] += __shfl_down_sync(FULL, p[c], half, 8);
-    }
-    return (p[0] + p[2]) + (p[1] + p[3]);
-}
-
-template <bool ALIGNED> __device__ __forceinline__ float4 load4(const float *row, unsigned i, unsigned dims);
-template <> __device__ __forceinline__ float4 load4<true>(const float *row, unsigned i, unsigned dims) {
-    return i < dims ? __ldg((const float4 *)(row + i)) : make_float4(0.0f, 0.0f, 0.0f, 0.0f);
-}
-template <> __device__ __forceinline__ float4 load4<false>(const float *row, unsigned i, unsigned dims) {
-    float4 v;
-    v.x = i < dims ? __ldg(row + i) : 0.0f;
-    v.y = i + 1 < dims ? __ldg(row + i + 1) : 0.0f;
-    v.z = i + 2 < dims ? __ldg(row + i + 2) : 0.0f;
-    v.w = i + 3 < dims ? __ldg(row + i + 3) : 0.0f;
-    return v;
-}
-
-__device__ __forceinline__ void add4(float p[4], float4 a, float4 b) {
-    p[0] += a.x * b.x;
-    p[1] += a.y * b.y;
-    p[2] += a.z * b.z;
-    p[3] += a.w * b.w;
-}
 
 // 8 lanes have R rows, each against Q queries.
 template <int Q, int R, bool ALIGNED>
@@ -103,6 +75,31 @@ SCORE_F32(4, 4, 2, true)
 SCORE_F32(8, 8, 2, true)
 SCORE_F32(odd, 2, 2, false)
 
+// What search_tf32.cu found of each query, numbers of rows, become keys. `first` is the number of the first of `rows`.
+extern "C" __global__ void __launch_bounds__(256)
+score_found(const float *rows, unsigned dims, const float *queries, const float *lengths, unsigned first,
+            const unsigned *counts, unsigned long long *keys, unsigned room, unsigned blocks) {
+    unsigned query = blockIdx.x / blocks, g = threadIdx.x & 7, count = counts[query];
+    const float *of = queries + (size_t)query * dims;
+    unsigned long long *found = keys + (size_t)query * room;
+    // All lanes of a warp go round together: they meet in the tree.
+    unsigned i = blockIdx.x % blocks * 32 + (threadIdx.x >> 3);
+    for (; i - (threadIdx.x >> 3 & 3) < count; i += blocks * 32) {
+        bool is_there = i < count;
+        unsigned row = is_there ? (unsigned)found[i] : first;
+        const float *at = rows + (size_t)(row - first) * dims;
+        float sums[4] = {}, squares[4] = {};
+#pragma unroll 4
+        for (unsigned j = 4 * g; j < dims; j += 32) {
+            float4 v = load4<true>(at, j, dims);
+            add4(squares, v, v);
+            add4(sums, load4<true>(of, j, dims), v);
+        }
+        float length = __fsqrt_rn(tree8(squares)), dot = tree8(sums);
+        if (g == 0 && is_there) found[i] = key_of(cosine(dot, lengths[query], length), row);
+    }
+}
+
 // Sums are integers, so that their order is of no account.
 // For cards before compute capability 6.1; search_int8.cu has the others. The compiler would make dp4a of shifts.
 struct Products {
@@ -142,14 +139,33 @@ SCORE_BYTES(binary_odd, Differences, 2, 2, false)
 
 // --- Select: the k largest of the keys that were kept and those that were appended ---
 
+// Keys of which each thread looks at all.
+#define FEW 256
+
 // `from` has kept[q] keys of query q at q * k, `to` room for k. All keys differ, so the result does not depend on
-// the order in which they were appended. Radix select: 8 bits a pass, from the highest.
+// the order in which they were appended. Of a few, each counts those above it; of more, radix select: 8 bits a pass,
+// from the highest.
 extern "C" __global__ void __launch_bounds__(512)
 keep_nearest(const unsigned long long *from, unsigned long long *to, unsigned *kept, unsigned long long *bounds,
        unsigned *counts, const unsigned long long *keys, unsigned room, unsigned k) {
     __shared__ unsigned bins[256], taken, digit, above;
+    __shared__ unsigned long long few[FEW];
     unsigned query = blockIdx.x, old = kept[query], count = counts[query], all = old + count;
     const unsigned long long *old_keys = from + (size_t)query * k, *new_keys = keys + (size_t)query * room;
+    if (all <= FEW) {
+        unsigned t = threadIdx.x, rank = 0;
+        unsigned long long key = t < old ? old_keys[t] : t < all ? new_keys[t - old] : 0;
+        if (t < FEW) few[t] = key;
+        __syncthreads();
+        for (unsigned i = 0; i < all; i++) rank += few[i] > key;
+        if (t < all && rank < k) to[(size_t)query * k + rank] = key;
+        if (t < all && rank == k - 1 && all > k) bounds[query] = key == 0 ? 0 : key - 1;
+        if (t == 0) {
+            kept[query] = min(k, all);
+            counts[query] = 0;
+        }
+        return;
+    }
     unsigned long long prefix = 0, mask = 0;
     unsigned wanted = min(k, all);
     if (all > k) {

@@ -309,8 +309,8 @@ __device__ __forceinline__ void apply_edits(float* x, u32 begin, u32 count, cons
 // Logits of a thread in a tile of a pass: with 32, fewer blocks find one (4 us more at 128,256);
 // with 8 nothing is gained.
 #define TILE 16
-// The same where a block passes over a row alone: a row of 32,000 takes three waits for memory.
-#define TILE_ALONE 48
+// Loads of 4 logits that a thread has under way where a block passes over a row alone.
+#define AHEAD 8
 // Times that a block looks for work before it no longer believes in it: some 10 ms.
 #define LOOKS_MAX 20000
 // Passes that blocks share; further ones a block does alone.
@@ -720,14 +720,12 @@ struct Wanted {
         return in && filter.keeps(order_of(x, index), scale) ? mass_of(y) : 0;
     }
 
-    // The sum of this thread's logits, COUNT of them, in the tile from `begin`, without what was
-    // edited. Almost all are told by their value alone, and no branch depends on one.
+    // The sum of `COUNT` of this thread's logits from `begin`, without what was edited. Almost all
+    // are told by their value alone, and no branch depends on one.
     template <int COUNT>
-    __device__ __forceinline__ u32 sum(const Source& source, u32 begin) const {
-        float x[COUNT / 4][4];
+    __device__ __forceinline__ u32 sum(const Source& source, u32 begin, float (*x)[4]) const {
         u32 sum = 0;
         bool ties = false;
-        source.load_unedited<COUNT / 4>(begin, 4 * DRAW_THREADS, x);
 #pragma unroll
         for (int i = 0; i < COUNT; i++) {
             float logit = x[i / 4][i % 4], y = __fmul_rn(logit, source.scale);
@@ -748,6 +746,36 @@ struct Wanted {
         }
         return sum;
     }
+
+    __device__ __forceinline__ u32 tile(const Source& source, u32 begin) const {
+        float x[TILE / 4][4];
+        source.load_unedited<TILE / 4>(begin, 4 * DRAW_THREADS, x);
+        return sum<TILE>(source, begin, x);
+    }
+
+    // The sum of this thread's part of the whole row. A block that is alone comes here rarely and
+    // finds no instruction in its cache, so that they must be few; AHEAD loads are under way.
+    __device__ __forceinline__ u64 row(const Source& source) const {
+        float ahead[AHEAD][4];
+        u64 all = 0;
+#pragma unroll
+        for (int i = 0; i < 4 * AHEAD; i++) ahead[i / 4][i % 4] = -INFINITY;
+        u32 step = 4 * DRAW_THREADS, load = threadIdx.x * 4, end = source.vocab + AHEAD * step;
+        // What has not come yet is -inf, of which nothing is kept.
+#pragma unroll 1
+        for (; load < end; load += step) {
+            float x[1][4];
+#pragma unroll
+            for (int j = 0; j < 4; j++) {
+                x[0][j] = ahead[0][j];
+#pragma unroll
+                for (int i = 1; i < AHEAD; i++) ahead[i - 1][j] = ahead[i][j];
+            }
+            source.load_unedited<1>(load, 0, ahead + AHEAD - 1);
+            if (load >= AHEAD * step) all += sum<4>(source, load - AHEAD * step, x);
+        }
+        return all;
+    }
 };
 
 // Sums tiles of a pass as long as there are any.
@@ -761,7 +789,7 @@ __device__ __noinline__ void take_tiles(Shared& s, Pass& pass, const Source sour
     while (s.found < tiles) {
         u32 tile = s.found, next = 0;
         if (t == 0) next = atomicAdd(&pass.next, 1);
-        sum += wanted.sum<TILE>(source, (tile * DRAW_THREADS * (TILE / 4) + t) * 4);
+        sum += wanted.tile(source, (tile * DRAW_THREADS * (TILE / 4) + t) * 4);
         taken++;
         __syncthreads();
         if (t == 0) s.found = next;
@@ -806,13 +834,7 @@ __device__ __noinline__ u64 mass_in_row(Shared& s, u32 bin, Filter filter, Passe
     }
     __syncthreads();
     u32 slot = s.found;
-    if (slot >= PASSES_MAX) {
-#pragma unroll 1
-        for (u32 begin = 0; begin < source.vocab; begin += DRAW_THREADS * TILE_ALONE) {
-            sum += wanted.sum<TILE_ALONE>(source, begin + t * 4);
-        }
-        return sum_all(s, sum);
-    }
+    if (slot >= PASSES_MAX) return sum_all(s, sum + wanted.row(source));
     take_tiles(s, passes->list[slot], source, wanted);
     if (t == 0) {
         while (*(volatile u32*)&passes->list[slot].done < tiles) {

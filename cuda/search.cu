@@ -1,7 +1,7 @@
 // The nearest rows of a corpus: scores of a part of it, and the k nearest so far. Scores, and the order of each sum,
 // stand in src/post/embedding/search.rs, whose bits these kernels give.
 //
-//   score_*        grid: as score.cuh says, 256 threads
+//   score_*        grid: as score.cuh says, 256 threads; score_f32_8 and _16: 8 rows and as many queries a warp
 //   score_found    grid: `blocks` of 256 threads for each query
 //   keep_nearest   grid: a block of 512 threads for each query
 //
@@ -12,7 +12,7 @@
 #include "score.cuh"
 
 // 8 lanes have R rows, each against Q queries.
-template <int Q, int R, bool ALIGNED>
+template <int Q, int R, bool ALIGNED, int UNROLL>
 __device__ __forceinline__ void score_f32(const float *rows, unsigned count, unsigned dims, const float *queries,
                                           const float *lengths, unsigned query_count, unsigned first, Found found,
                                           unsigned *bad) {
@@ -33,7 +33,7 @@ __device__ __forceinline__ void score_f32(const float *rows, unsigned count, uns
             for (int q = 0; q < Q; q++) sums[q][r][c] = 0.0f;
         }
     }
-#pragma unroll 2
+#pragma unroll(UNROLL)
     for (unsigned i = 4 * g; i < dims + 4 * g; i += 32) {
         float4 v[R];
 #pragma unroll
@@ -62,18 +62,84 @@ __device__ __forceinline__ void score_f32(const float *rows, unsigned count, uns
     }
 }
 
-#define SCORE_F32(NAME, Q, R, ALIGNED)                                                                               \
+#define SCORE_F32_OF(NAME, BODY)                                                                                     \
     extern "C" __global__ void __launch_bounds__(256) score_f32_##NAME(                                              \
         const float *rows, unsigned count, unsigned dims, const float *queries, const float *lengths,                \
         unsigned query_count, unsigned first, const unsigned long long *bounds, unsigned *counts,                    \
         unsigned long long *keys, unsigned room, unsigned *bad) {                                                    \
         Found found = {bounds, counts, keys, room};                                                                  \
-        score_f32<Q, R, ALIGNED>(rows, count, dims, queries, lengths, query_count, first, found, bad);               \
+        BODY(rows, count, dims, queries, lengths, query_count, first, found, bad);                                   \
     }
-SCORE_F32(1, 1, 4, true)
-SCORE_F32(4, 4, 2, true)
-SCORE_F32(8, 8, 2, true)
-SCORE_F32(odd, 2, 2, false)
+#define SCORE_F32(NAME, Q, R, ALIGNED, UNROLL) SCORE_F32_OF(NAME, (score_f32<Q, R, ALIGNED, UNROLL>))
+SCORE_F32(1, 1, 1, true, 8)
+SCORE_F32(4, 4, 2, true, 2)
+SCORE_F32(odd, 2, 2, false, 2)
+
+// Half of the sums of a pair of lanes stay with each, which adds the other's part of them: afterwards the first COUNT
+// are left. `bit` tells the lanes of a pair apart.
+template <int COUNT> __device__ __forceinline__ void halve(float *sums, int bit) {
+    bool is_upper = threadIdx.x & bit;
+#pragma unroll
+    for (int i = 0; i < COUNT; i++) {
+        float sent = is_upper ? sums[i] : sums[i + COUNT];
+        sums[i] = (is_upper ? sums[i + COUNT] : sums[i]) + __shfl_xor_sync(FULL, sent, bit);
+    }
+}
+
+// Many queries: a warp has 8 rows, each against 8 queries, and a lane one of the 32 partial sums of each pair, so that
+// it loads a float for 8 products. A block's warps have 8 / GROUPS times those rows, and GROUPS times those queries.
+template <int GROUPS>
+__device__ __forceinline__ void score_f32_many(const float *rows, unsigned count, unsigned dims, const float *queries,
+                                               const float *lengths, unsigned query_count, unsigned first, Found found,
+                                               unsigned *bad) {
+    unsigned lane = threadIdx.x & 31, warp = threadIdx.x >> 5, tiles = (query_count + 8 * GROUPS - 1) / (8 * GROUPS);
+    unsigned query = (blockIdx.x % tiles * GROUPS + warp % GROUPS) * 8;
+    unsigned row = (blockIdx.x / tiles * (8 / GROUPS) + warp / GROUPS) * 8;
+    if (query >= query_count || row >= count) return;
+    const float *at[8], *of[8];
+    float sums[64] = {}, squares[8] = {};
+#pragma unroll
+    for (int i = 0; i < 8; i++) {
+        at[i] = rows + (size_t)min(row + i, count - 1) * dims;
+        of[i] = queries + (size_t)min(query + i, query_count - 1) * dims;
+    }
+    for (unsigned i = lane; i < dims + lane; i += 32) {
+        float v[8], w[8];
+#pragma unroll
+        for (int r = 0; r < 8; r++) {
+            v[r] = i < dims ? __ldg(at[r] + i) : 0.0f;
+            w[r] = i < dims ? __ldg(of[r] + i) : 0.0f;
+        }
+#pragma unroll
+        for (int r = 0; r < 8; r++) {
+            squares[r] += v[r] * v[r];
+#pragma unroll
+            for (int q = 0; q < 8; q++) sums[8 * q + r] += w[q] * v[r];
+        }
+    }
+    // Afterwards lane l has pairs 2 l and 2 l + 1.
+    halve<32>(sums, 16);
+    halve<16>(sums, 8);
+    halve<8>(sums, 4);
+    halve<4>(sums, 2);
+    halve<2>(sums, 1);
+#pragma unroll
+    for (int bit = 16; bit > 2; bit /= 2) {
+#pragma unroll
+        for (int r = 0; r < 8; r++) squares[r] += __shfl_xor_sync(FULL, squares[r], bit);
+    }
+    halve<4>(squares, 2);
+    halve<2>(squares, 1);
+#pragma unroll
+    for (int i = 0; i < 2; i++) {
+        unsigned r = row + (2 * lane & 7) + i, q = query + lane / 4;
+        if (r >= count || q >= query_count) continue;
+        if (!(squares[i] <= 3.40282347e38f)) atomicMin(bad, first + r);
+        found.add(q, cosine(sums[i], lengths[q], __fsqrt_rn(squares[i])), first + r);
+    }
+}
+SCORE_F32_OF(8, score_f32_many<1>)
+SCORE_F32_OF(16, score_f32_many<2>)
 
 // What search_tf32.cu found of each query, numbers of rows, become keys. `first` is the number of the first of `rows`.
 extern "C" __global__ void __launch_bounds__(256)

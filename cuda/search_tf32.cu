@@ -78,6 +78,7 @@ __device__ __forceinline__ void find(const float *rows, unsigned count, unsigned
                                      const unsigned long long *bounds, unsigned *counts, unsigned long long *keys,
                                      unsigned room, float margin, unsigned *bad) {
     // Chunks of 32 floats of all queries that are in shared memory at once, twice.
+    const int AT_ONCE = TILES < 4 ? TILES : 4;
     const int QUERIES = 8 * TILES, CHUNKS = TILES == 8 ? 2 : 4, WORDS = CHUNKS * TILES * 64;
     __shared__ float4 tile[2][WORDS];
     __shared__ float least[QUERIES], of_query[QUERIES];
@@ -131,11 +132,17 @@ __device__ __forceinline__ void find(const float *rows, unsigned count, unsigned
                 }
             }
 #pragma unroll
-            for (int n = 0; n < TILES; n++) {
-                float4 low = words[64 * n], high = words[64 * n + 32];
+            for (int m = 0; m < TILES; m += AT_ONCE) {
+                float4 low[AT_ONCE], high[AT_ONCE];
 #pragma unroll
-                for (int s = 0; s < 4; s++)
-                    multiply(sums[n], a[s], __float_as_uint(part(low, s)), __float_as_uint(part(high, s)));
+                for (int n = 0; n < AT_ONCE; n++) low[n] = words[64 * (m + n)], high[n] = words[64 * (m + n) + 32];
+                // None waits for the one before it.
+#pragma unroll
+                for (int s = 0; s < 4; s++) {
+#pragma unroll
+                    for (int n = 0; n < AT_ONCE; n++)
+                        multiply(sums[m + n], a[s], __float_as_uint(part(low[n], s)), __float_as_uint(part(high[n], s)));
+                }
             }
         }
     }

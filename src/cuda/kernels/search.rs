@@ -18,6 +18,7 @@
 //! its addition, take twice as many instructions as the fastest other search, and for 64 queries
 //! they alone would take longer than a pass over the corpus does.
 
+use std::ops::RangeInclusive;
 use std::sync::Arc;
 
 use super::embedding::Fault;
@@ -37,15 +38,18 @@ pub static SEARCH_TF32: Family = family!("search_tf32", (8, 0));
 
 const THREADS: u32 = 256;
 const SELECT_THREADS: u32 = 512;
-/// Groups of 8 threads in a block of `score_*`.
-const GROUPS: usize = 32;
-/// Rows of the first part, of which every score is kept.
-const FIRST_ROWS: u64 = 2 << 10;
+/// Rows of the first part, of which every score is kept; and where a `Finder` spares the rest most.
+const FIRST_ROWS: u64 = 8 << 10;
+const FIRST_ROWS_FINDER: u64 = 2 << 10;
 /// How many times more rows there are after a part: so many times k keys it brings each query.
-const GROWTH: u64 = 12;
-/// Keys of all queries that a part may bring, in bytes, and rows of a part at most.
-const KEY_BYTES_MAX: usize = 64 << 20;
-const PART_ROWS_MAX: u64 = 4 << 20;
+const GROWTH: RangeInclusive<u64> = 8..=64;
+/// Keys of a part that cost less than another part does: of a query, and of all where each is made
+/// of a row of its own.
+const PART_KEYS: u64 = 10 << 10;
+/// Keys of all queries that a part may bring, in bytes: of a card's memory a 64th at most. And rows
+/// of a part at most.
+const KEY_BYTES_MAX: usize = 256 << 20;
+const PART_ROWS_MAX: usize = 4 << 20;
 /// Rows of a block of `find_tf32_*`.
 const FIND_ROWS: u32 = 128;
 /// Blocks of `score_found` for all queries: what is found of each is a few hundred rows.
@@ -185,8 +189,8 @@ pub struct Search<'a> {
     count: u32,
     queries: DeviceVec<u8>,
     lengths: Option<DeviceVec<f32>>,
-    /// Queries of a launch's tile, and rows of a group of threads.
-    tile: (u32, usize),
+    /// Queries and rows of a block.
+    tile: (u32, u32),
     room: u32,
     keys: DeviceVec<u64>,
     counts: DeviceVec<u32>,
@@ -229,7 +233,8 @@ impl<'a> Search<'a> {
             Some(lengths) => lengths.len() == count,
             None => kind == Kind::Binary,
         });
-        let room = (KEY_BYTES_MAX / 8 / count).clamp(FIRST_ROWS as usize, PART_ROWS_MAX as usize);
+        let key_bytes = KEY_BYTES_MAX.min(lane.gpu().budget() / 64);
+        let room = (key_bytes / 8 / count).clamp(FIRST_ROWS_FINDER as usize, PART_ROWS_MAX);
         let (name, tile) = kernel(kind, row_bytes, count);
         let is_newer = lane.gpu().facts().capability >= SEARCH_INT8.least;
         let family = if kind == Kind::Int8 && is_newer { &SEARCH_INT8 } else { &SEARCH };
@@ -280,12 +285,21 @@ impl<'a> Search<'a> {
         assert!(self.rows + count < u64::from(u32::MAX), "rows are counted in 32 bits");
         let mut done = 0;
         while done < count {
-            let more = ((GROWTH - 1) * self.rows).max(FIRST_ROWS);
-            let part = more.min(u64::from(self.room)).min(count - done);
+            let part = self.part_rows().min(u64::from(self.room)).min(count - done);
             self.part(at + done * row_bytes as u64, part as u32)?;
             done += part;
         }
         Ok(())
+    }
+
+    /// Rows of the next part: what it brings should cost less than what another part would.
+    fn part_rows(&self) -> u64 {
+        let (first, keys) = match &self.finder {
+            Some(_) => (FIRST_ROWS_FINDER, u64::from(self.k) * u64::from(self.count)),
+            None => (FIRST_ROWS, u64::from(self.k)),
+        };
+        let growth = (PART_KEYS / keys).clamp(*GROWTH.start(), *GROWTH.end());
+        ((growth - 1) * self.rows).max(first)
     }
 
     fn part(&mut self, at: u64, rows: u32) -> Result<(), Error> {
@@ -309,13 +323,13 @@ impl<'a> Search<'a> {
 
     /// Appends the keys above the bound.
     fn score(&mut self, at: u64, rows: u32) -> Result<(), Error> {
-        let (queries, of_group) = self.tile;
+        let (queries, of_block) = self.tile;
         let of_row = match self.kind {
             Kind::F32 => self.dims,
             Kind::Int8 | Kind::Binary => self.kind.row_bytes(self.dims),
         };
         let tiles = self.count.div_ceil(queries);
-        let blocks = rows.div_ceil((GROUPS * of_group) as u32);
+        let blocks = rows.div_ceil(of_block);
         let grid = Grid::line(blocks.checked_mul(tiles).expect("a grid has 31 bits"), THREADS);
         let lengths = self.lengths.as_ref().map_or(0, DeviceVec::at);
         let arguments = Arguments::new().with(at).with(rows).with(of_row as u32);
@@ -428,7 +442,7 @@ impl<'a> Search<'a> {
 
     /// Memory of the card that a query takes, in bytes.
     pub fn bytes_of_query(row_bytes: usize, k: u32) -> usize {
-        2 * row_bytes + 8 * FIRST_ROWS as usize + 16 * k as usize + 64
+        2 * row_bytes + 8 * FIRST_ROWS_FINDER as usize + 16 * k as usize + 64
     }
 
     /// Waits, and tells the nearest rows of each query, the nearest first; or, as `Err` within, the
@@ -453,19 +467,20 @@ impl<'a> Search<'a> {
 }
 
 /// The kernel for rows of so many bytes and so many queries, and its tile.
-fn kernel(kind: Kind, row_bytes: usize, queries: usize) -> (&'static str, (u32, usize)) {
+fn kernel(kind: Kind, row_bytes: usize, queries: usize) -> (&'static str, (u32, u32)) {
     let is_aligned = row_bytes.is_multiple_of(16);
     match (kind, is_aligned, queries) {
-        (Kind::F32, false, _) => ("score_f32_odd", (2, 2)),
-        (Kind::F32, _, 1) => ("score_f32_1", (1, 4)),
-        (Kind::F32, _, 2..=4) => ("score_f32_4", (4, 2)),
-        (Kind::F32, ..) => ("score_f32_8", (8, 2)),
-        (Kind::Int8, false, _) => ("score_int8_odd", (2, 2)),
-        (Kind::Int8, _, 1) => ("score_int8_1", (1, 4)),
-        (Kind::Int8, ..) => ("score_int8_4", (4, 2)),
-        (Kind::Binary, false, _) => ("score_binary_odd", (2, 2)),
-        (Kind::Binary, _, 1) => ("score_binary_1", (1, 4)),
-        (Kind::Binary, ..) => ("score_binary_4", (4, 4)),
+        (Kind::F32, _, 9..) => ("score_f32_16", (16, 32)),
+        (Kind::F32, _, 5..=8) => ("score_f32_8", (8, 64)),
+        (Kind::F32, false, _) => ("score_f32_odd", (2, 64)),
+        (Kind::F32, _, 1) => ("score_f32_1", (1, 32)),
+        (Kind::F32, ..) => ("score_f32_4", (4, 64)),
+        (Kind::Int8, false, _) => ("score_int8_odd", (2, 64)),
+        (Kind::Int8, _, 1) => ("score_int8_1", (1, 128)),
+        (Kind::Int8, ..) => ("score_int8_4", (4, 64)),
+        (Kind::Binary, false, _) => ("score_binary_odd", (2, 64)),
+        (Kind::Binary, _, 1) => ("score_binary_1", (1, 128)),
+        (Kind::Binary, ..) => ("score_binary_4", (4, 128)),
     }
 }
 
@@ -500,6 +515,19 @@ fn near(key: u64) -> Hit {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_float_is_rounded_to_eleven_bits() {
+        let mut prng = crate::prng::Prng::new(3);
+        for _ in 0..1000 {
+            let value = prng.normal() as f32;
+            let rounded = tf32(value);
+            assert_eq!(rounded.to_bits() & 0x1fff, 0);
+            assert!((rounded - value).abs() <= value.abs() / 2048.0, "{value}: {rounded}");
+        }
+        assert_eq!((tf32(1.0), tf32(-0.0).to_bits()), (1.0, (-0f32).to_bits()));
+        assert!(tf32(f32::MAX) == f32::MAX && margin(768) < 0.002 && margin(768) > 0.0018);
+    }
 
     #[test]
     fn keys_are_in_the_order_of_scores_and_rows() {

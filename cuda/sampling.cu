@@ -309,8 +309,8 @@ __device__ __forceinline__ void apply_edits(float* x, u32 begin, u32 count, cons
 // Logits of a thread in a tile of a pass: with 32, fewer blocks find one (4 us more at 128,256);
 // with 8 nothing is gained.
 #define TILE 16
-// Loads of 4 logits that a thread has under way where a block passes over a row alone.
-#define AHEAD 8
+// Tiles that are on their way where a block passes over a row alone.
+#define AHEAD 2
 // Times that a block looks for work before it no longer believes in it: some 10 ms.
 #define LOOKS_MAX 20000
 // Passes that blocks share; further ones a block does alone.
@@ -753,26 +753,24 @@ struct Wanted {
         return sum<TILE>(source, begin, x);
     }
 
-    // The sum of this thread's part of the whole row. A block that is alone comes here rarely and
-    // finds no instruction in its cache, so that they must be few; AHEAD loads are under way.
+    // The sum of this thread's part of the whole row; while a tile is summed the next ones come.
     __device__ __forceinline__ u64 row(const Source& source) const {
-        float ahead[AHEAD][4];
+        const u32 STEP = DRAW_THREADS * TILE;
+        float ahead[AHEAD][TILE / 4][4];
         u64 all = 0;
 #pragma unroll
-        for (int i = 0; i < 4 * AHEAD; i++) ahead[i / 4][i % 4] = -INFINITY;
-        u32 step = 4 * DRAW_THREADS, load = threadIdx.x * 4, end = source.vocab + AHEAD * step;
-        // What has not come yet is -inf, of which nothing is kept.
+        for (int i = 0; i < AHEAD * TILE; i++) ahead[i / TILE][i % TILE / 4][i % 4] = -INFINITY;
 #pragma unroll 1
-        for (; load < end; load += step) {
-            float x[1][4];
+        for (u32 load = threadIdx.x * 4; load < source.vocab + AHEAD * STEP; load += STEP) {
+            float x[TILE / 4][4];
 #pragma unroll
-            for (int j = 0; j < 4; j++) {
-                x[0][j] = ahead[0][j];
+            for (int j = 0; j < TILE; j++) {
+                x[j / 4][j % 4] = ahead[0][j / 4][j % 4];
 #pragma unroll
-                for (int i = 1; i < AHEAD; i++) ahead[i - 1][j] = ahead[i][j];
+                for (int i = 1; i < AHEAD; i++) ahead[i - 1][j / 4][j % 4] = ahead[i][j / 4][j % 4];
             }
-            source.load_unedited<1>(load, 0, ahead + AHEAD - 1);
-            if (load >= AHEAD * step) all += sum<4>(source, load - AHEAD * step, x);
+            source.load_unedited<TILE / 4>(load, 4 * DRAW_THREADS, ahead[AHEAD - 1]);
+            if (load >= AHEAD * STEP) all += sum<TILE>(source, load - AHEAD * STEP, x);
         }
         return all;
     }

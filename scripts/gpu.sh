@@ -71,7 +71,7 @@ if command -v compute-sanitizer >/dev/null; then
     for tool in memcheck racecheck; do
         proof "$tool" compute-sanitizer --tool "$tool" --error-exitcode 9 --print-limit 20 "$cnse" gpu --device cuda:0 --cases 20 --seed 7
         grep -E '^=========' "$out/$tool.txt" | tail -n 5
-        proof "sampling-$tool" compute-sanitizer --tool "$tool" --error-exitcode 9 --print-limit 20 "$here/sampling" --cases 4 --draws 1 --largest 65536
+        proof "sampling-$tool" compute-sanitizer --tool "$tool" --error-exitcode 9 --print-limit 20 "$here/sampling" --cases 12 --draws 1 --largest 2049
         grep -E '^=========' "$out/sampling-$tool.txt" | tail -n 5
         # Rows so long that blocks help each other, and few, since the tool is slow.
         proof "sampling-wide-$tool" compute-sanitizer --tool "$tool" --error-exitcode 9 --print-limit 20 "$here/sampling" wide 3 70000

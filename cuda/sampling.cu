@@ -309,8 +309,6 @@ __device__ __forceinline__ void apply_edits(float* x, u32 begin, u32 count, cons
 // Logits of a thread in a tile of a pass: with 32, fewer blocks find one (4 us more at 128,256);
 // with 8 nothing is gained.
 #define TILE 16
-// Tiles that are on their way where a block passes over a row alone.
-#define AHEAD 2
 // Times that a block looks for work before it no longer believes in it: some 10 ms.
 #define LOOKS_MAX 20000
 // Passes that blocks share; further ones a block does alone.
@@ -753,24 +751,12 @@ struct Wanted {
         return sum<TILE>(source, begin, x);
     }
 
-    // The sum of this thread's part of the whole row; while a tile is summed the next ones come.
+    // The sum of this thread's part of the whole row.
     __device__ __forceinline__ u64 row(const Source& source) const {
-        const u32 STEP = DRAW_THREADS * TILE;
-        float ahead[AHEAD][TILE / 4][4];
         u64 all = 0;
-#pragma unroll
-        for (int i = 0; i < AHEAD * TILE; i++) ahead[i / TILE][i % TILE / 4][i % 4] = -INFINITY;
 #pragma unroll 1
-        for (u32 load = threadIdx.x * 4; load < source.vocab + AHEAD * STEP; load += STEP) {
-            float x[TILE / 4][4];
-#pragma unroll
-            for (int j = 0; j < TILE; j++) {
-                x[j / 4][j % 4] = ahead[0][j / 4][j % 4];
-#pragma unroll
-                for (int i = 1; i < AHEAD; i++) ahead[i - 1][j / 4][j % 4] = ahead[i][j / 4][j % 4];
-            }
-            source.load_unedited<TILE / 4>(load, 4 * DRAW_THREADS, ahead[AHEAD - 1]);
-            if (load >= AHEAD * STEP) all += sum<TILE>(source, load - AHEAD * STEP, x);
+        for (u32 begin = 0; begin < source.vocab; begin += DRAW_THREADS * TILE) {
+            all += tile(source, begin + threadIdx.x * 4);
         }
         return all;
     }

@@ -67,19 +67,6 @@ proof serve bash "$here/gpu_serve.sh" "$cnse"
 grep -E '^cnse_gpu|tokens/s|same' "$out/serve.txt" | sed 's/^/         /'
 proof bench "$cnse" bench gpu --csv "$out/gpu.csv"
 cat "$out/bench.txt"
-if command -v compute-sanitizer >/dev/null; then
-    for tool in memcheck racecheck; do
-        proof "$tool" compute-sanitizer --tool "$tool" --error-exitcode 9 --print-limit 20 "$cnse" gpu --device cuda:0 --cases 20 --seed 7
-        grep -E '^=========' "$out/$tool.txt" | tail -n 5
-        proof "sampling-$tool" compute-sanitizer --tool "$tool" --error-exitcode 9 --print-limit 20 "$here/sampling" --cases 12 --draws 1 --largest 2049
-        grep -E '^=========' "$out/sampling-$tool.txt" | tail -n 5
-        # Rows so long that blocks help each other, and few, since the tool is slow.
-        proof "sampling-wide-$tool" compute-sanitizer --tool "$tool" --error-exitcode 9 --print-limit 20 "$here/sampling" wide 3 70000
-        grep -E '^=========' "$out/sampling-wide-$tool.txt" | tail -n 5
-    done
-else
-    skip compute-sanitizer "it is not on PATH"
-fi
 if python3 -c 'import torch, sys; sys.exit(not torch.cuda.is_available())' 2>/dev/null; then
     proof torch python3 "$here/gpu_torch.py"
     grep ' us ' "$out/torch.txt"
@@ -95,6 +82,19 @@ else
     skip torch "python3 has no PyTorch that sees a card"
     proof sampling-bench "$here/sampling" bench
     cat "$out/sampling-bench.txt"
+fi
+if command -v compute-sanitizer >/dev/null; then
+    for tool in memcheck racecheck; do
+        proof "$tool" compute-sanitizer --tool "$tool" --error-exitcode 9 --print-limit 20 "$cnse" gpu --device cuda:0 --cases 20 --seed 7
+        grep -E '^=========' "$out/$tool.txt" | tail -n 5
+        proof "sampling-$tool" compute-sanitizer --tool "$tool" --error-exitcode 9 --print-limit 20 "$here/sampling" --cases 12 --draws 1 --largest 2049
+        grep -E '^=========' "$out/sampling-$tool.txt" | tail -n 5
+        # Rows so long that blocks help each other, and few, since the tool is slow.
+        proof "sampling-wide-$tool" compute-sanitizer --tool "$tool" --error-exitcode 9 --print-limit 20 "$here/sampling" wide 3 70000
+        grep -E '^=========' "$out/sampling-wide-$tool.txt" | tail -n 5
+    done
+else
+    skip compute-sanitizer "it is not on PATH"
 fi
 rm -rf "$CUDA_CACHE_PATH"
 exit $failed

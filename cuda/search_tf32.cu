@@ -23,7 +23,8 @@
 // 16 bytes to shared memory, behind the back of the registers; zeros where there is nothing.
 __device__ __forceinline__ void copy_16(void *to, const void *from, bool is_there) {
     unsigned at = (unsigned)__cvta_generic_to_shared(to);
-    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(at), "l"(from), "r"(is_there ? 16 : 0) : "memory");
+    unsigned bytes = is_there ? 16 : 0;
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(at), "l"(from), "r"(bytes) : "memory");
 }
 __device__ __forceinline__ void copies_begin() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 __device__ __forceinline__ void copies_end() { asm volatile("cp.async.wait_group 0;" ::: "memory"); }
@@ -141,7 +142,8 @@ __device__ __forceinline__ void find(const float *rows, unsigned count, unsigned
                 for (int s = 0; s < 4; s++) {
 #pragma unroll
                     for (int n = 0; n < AT_ONCE; n++)
-                        multiply(sums[m + n], a[s], __float_as_uint(part(low[n], s)), __float_as_uint(part(high[n], s)));
+                        multiply(sums[m + n], a[s], __float_as_uint(part(low[n], s)),
+                                 __float_as_uint(part(high[n], s)));
                 }
             }
         }

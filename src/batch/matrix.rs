@@ -31,7 +31,8 @@ use crate::wire::embeddings::Answer;
 
 /// Floats that are gathered before they are worked on: what threads are worth.
 const GATHERED_FLOATS: usize = 4 << 20;
-/// Vectors that wait for a pass over a corpus, and what it finds of them: the more, the fewer passes.
+/// Vectors that wait for a pass over a corpus, and what it finds of them: the more, the fewer
+/// passes.
 const NEIGHBOUR_BYTES_MAX: usize = 256 << 20;
 
 /// What is made, and of what.

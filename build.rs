@@ -4,8 +4,8 @@
 //! that only drivers of its own release take. The kernels use nothing that PTX 6.4 and sm_50 lack
 //! (`scripts/test.sh` has ptxas of CUDA 12.8 assemble them for each architecture), so the header is
 //! written anew and says just that. A source that needs more says so in its first line
-//! (`// target: sm_61`), and is loaded where the card has it. `CNSE_CUDA_ARCH`, such as `90`, compiles for one architecture
-//! and newer, and leaves the header as it is.
+//! (`// target: sm_80, PTX 7.0`), and is loaded where the card has it. `CNSE_CUDA_ARCH`, such as
+//! `90`, compiles for one architecture and newer, and leaves the header as it is.
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, exit};
@@ -62,9 +62,10 @@ fn main() {
     sources.sort();
     for source in sources {
         let ptx = out.join(source.file_stem().expect("it has a name")).with_extension("ptx");
-        compile(&nvcc, &source, &ptx, arch);
+        let needs = Needs::of(&source);
+        compile(&nvcc, &source, &ptx, arch.max(needs.arch));
         if asked.is_none() {
-            rewrite(&source, &ptx);
+            rewrite(&ptx, &needs);
         }
     }
     let target =
@@ -118,16 +119,34 @@ fn compile(nvcc: &Path, source: &Path, ptx: &Path, arch: u32) {
     }
 }
 
+/// The oldest that a source's kernels need.
+struct Needs {
+    arch: u32,
+    target: String,
+    version: String,
+}
+
+impl Needs {
+    /// As its first line says, if it says anything.
+    fn of(source: &Path) -> Needs {
+        let text = fs::read_to_string(source)
+            .unwrap_or_else(|error| fail(&format!("reading {}: {error}", source.display())));
+        let line = text.lines().next().and_then(|line| line.strip_prefix("// target: "));
+        let line = line.unwrap_or(HEADER.1);
+        let (target, version) = line.split_once(", PTX ").unwrap_or((line, HEADER.0));
+        let arch = target.strip_prefix("sm_").and_then(|digits| digits.parse().ok());
+        let arch = arch
+            .unwrap_or_else(|| fail(&format!("{}: the target {target} is none", source.display())));
+        Needs { arch, target: target.to_owned(), version: version.to_owned() }
+    }
+}
+
 /// Has the header say the oldest that the kernels need.
-fn rewrite(source: &Path, ptx: &Path) {
-    let text = fs::read_to_string(source)
-        .unwrap_or_else(|error| fail(&format!("reading {}: {error}", source.display())));
-    let target = text.lines().next().and_then(|line| line.strip_prefix("// target: "));
-    let target = target.unwrap_or(HEADER.1);
+fn rewrite(ptx: &Path, needs: &Needs) {
     let text = fs::read_to_string(ptx)
         .unwrap_or_else(|error| fail(&format!("reading {}: {error}", ptx.display())));
     let mut lines: Vec<String> = text.lines().map(str::to_owned).collect();
-    for (word, value) in [(".version ", HEADER.0), (".target ", target)] {
+    for (word, value) in [(".version ", &needs.version), (".target ", &needs.target)] {
         let line = lines.iter_mut().find(|line| line.starts_with(word));
         let line = line.unwrap_or_else(|| fail(&format!("nvcc wrote no line {word}")));
         *line = format!("{word}{value}");

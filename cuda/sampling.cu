@@ -718,15 +718,14 @@ struct Wanted {
         return in && filter.keeps(order_of(x, index), scale) ? mass_of(y) : 0;
     }
 
-    // The sum of this thread's logits in the tile from `begin`, without what was edited. Almost all
+    // The sum of `COUNT` of this thread's logits from `begin`, without what was edited. Almost all
     // are told by their value alone, and no branch depends on one.
-    __device__ __forceinline__ u32 sum(const Source& source, u32 begin) const {
-        float x[TILE / 4][4];
+    template <int COUNT>
+    __device__ __forceinline__ u32 sum(const Source& source, u32 begin, float (*x)[4]) const {
         u32 sum = 0;
         bool ties = false;
-        source.load_unedited<TILE / 4>(begin, 4 * DRAW_THREADS, x);
 #pragma unroll
-        for (int i = 0; i < TILE; i++) {
+        for (int i = 0; i < COUNT; i++) {
             float logit = x[i / 4][i % 4], y = __fmul_rn(logit, source.scale);
             bool in = __float_as_uint(__fadd_rn(y, ROUND)) == bits;
             bool kept = in && logit > least && y >= scaled_min;
@@ -736,7 +735,7 @@ struct Wanted {
         }
         if (ties) {
 #pragma unroll 1
-            for (u32 i = 0; i < TILE; i++) {
+            for (u32 i = 0; i < COUNT; i++) {
                 u32 index = begin + i / 4 * (4 * DRAW_THREADS) + i % 4;
                 if (index >= source.vocab) break;
                 float logit = source.widen(source.bits(index));
@@ -744,6 +743,22 @@ struct Wanted {
             }
         }
         return sum;
+    }
+
+    __device__ __forceinline__ u32 tile(const Source& source, u32 begin) const {
+        float x[TILE / 4][4];
+        source.load_unedited<TILE / 4>(begin, 4 * DRAW_THREADS, x);
+        return sum<TILE>(source, begin, x);
+    }
+
+    // The sum of this thread's part of the whole row.
+    __device__ __forceinline__ u64 row(const Source& source) const {
+        u64 all = 0;
+#pragma unroll 1
+        for (u32 begin = 0; begin < source.vocab; begin += DRAW_THREADS * TILE) {
+            all += tile(source, begin + threadIdx.x * 4);
+        }
+        return all;
     }
 };
 
@@ -758,7 +773,7 @@ __device__ __noinline__ void take_tiles(Shared& s, Pass& pass, const Source sour
     while (s.found < tiles) {
         u32 tile = s.found, next = 0;
         if (t == 0) next = atomicAdd(&pass.next, 1);
-        sum += wanted.sum(source, (tile * DRAW_THREADS * (TILE / 4) + t) * 4);
+        sum += wanted.tile(source, (tile * DRAW_THREADS * (TILE / 4) + t) * 4);
         taken++;
         __syncthreads();
         if (t == 0) s.found = next;
@@ -803,13 +818,7 @@ __device__ __noinline__ u64 mass_in_row(Shared& s, u32 bin, Filter filter, Passe
     }
     __syncthreads();
     u32 slot = s.found;
-    if (slot >= PASSES_MAX) {
-#pragma unroll 1
-        for (u32 tile = 0; tile < tiles; tile++) {
-            sum += wanted.sum(source, (tile * DRAW_THREADS * (TILE / 4) + t) * 4);
-        }
-        return sum_all(s, sum);
-    }
+    if (slot >= PASSES_MAX) return sum_all(s, sum + wanted.row(source));
     take_tiles(s, passes->list[slot], source, wanted);
     if (t == 0) {
         while (*(volatile u32*)&passes->list[slot].done < tiles) {

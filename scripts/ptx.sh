@@ -38,7 +38,7 @@ assemble() { # PTX WHAT LEAST ARCHITECTURE…
 for source in cuda/*.cu; do
     name=$(basename "$source" .cu)
     [ -e "$folder/$name.ptx" ] || { echo "ptx.sh: error: $folder has no $name.ptx; build with --features cuda" >&2; exit 1; }
-    least=$(sed -nE '1s|^// target: sm_([0-9]+)$|\1|p' "$source")
+    least=$(sed -nE '1s|^// target: sm_([0-9]+)(, PTX [0-9.]+)?$|\1|p' "$source")
     least=${least:-50}
     assemble "$folder/$name.ptx" "$name.ptx" "$least" "${architectures[@]}"
     if "$python" - "$nvrtc" "$source" "$out/$name.ptx" "$least" <<'PYTHON'

@@ -29,9 +29,11 @@ use crate::post::nearest::{Wanted, nearest, oversample};
 use crate::post::plan::Plan;
 use crate::wire::embeddings::Answer;
 
-/// Floats that are gathered before they are worked on: what threads are worth, and few passes over
-/// a corpus.
+/// Floats that are gathered before they are worked on: what threads are worth.
 const GATHERED_FLOATS: usize = 4 << 20;
+/// Vectors that wait for a pass over a corpus, and what it finds of them: the more, the fewer
+/// passes.
+const NEIGHBOUR_BYTES_MAX: usize = 256 << 20;
 
 /// What is made, and of what.
 #[derive(Clone, Debug)]
@@ -141,7 +143,7 @@ struct Maker<'a> {
     to: usize,
     matrix: Sink,
     ids: Text,
-    topk: Option<(usize, Matrix, Text)>,
+    neighbours: Option<Neighbours>,
     /// As they come, and looked at.
     gathered: Vec<f32>,
     names: Vec<Name>,
@@ -149,7 +151,18 @@ struct Maker<'a> {
     rows: u64,
 }
 
+/// Who looks for the nearest rows of a matrix.
+struct Neighbours {
+    k: usize,
+    corpus: Matrix,
+    text: Text,
+    /// Vectors that wait for the next pass, and where they come from.
+    queries: Vec<f32>,
+    names: Vec<Name>,
+}
+
 /// Where a vector comes from.
+#[derive(Clone)]
 struct Name {
     custom_id: String,
     /// Its number in its row's answer.
@@ -172,10 +185,12 @@ impl<'a> Maker<'a> {
         } else {
             Sink::Npy(Writer::create(&plan.matrix, plan.plan.kind, to).map_err(Error::post)?)
         };
-        let topk = match &plan.plan.topk {
+        let neighbours = match &plan.plan.topk {
             Some((k, corpus)) => {
                 let corpus = Matrix::open(corpus).map_err(Error::post)?;
-                Some((*k, corpus, Text::create(&topk_path(&plan.matrix))?))
+                let text = Text::create(&topk_path(&plan.matrix))?;
+                let (queries, names) = (Vec::new(), Vec::new());
+                Some(Neighbours { k: *k, corpus, text, queries, names })
             }
             None => None,
         };
@@ -187,7 +202,7 @@ impl<'a> Maker<'a> {
             plan.device.give_up(why);
         }
         let offload = Offload::new(&plan.device);
-        Ok(Maker { plan, dims, to, matrix, ids, topk, gathered, names, offload, rows: 0 })
+        Ok(Maker { plan, dims, to, matrix, ids, neighbours, gathered, names, offload, rows: 0 })
     }
 
     /// Adds a row's vectors.
@@ -203,7 +218,7 @@ impl<'a> Maker<'a> {
         let (gathered, names) =
             (std::mem::take(&mut self.gathered), std::mem::take(&mut self.names));
         let plan = &self.plan.plan;
-        let values = match self.topk.is_some() {
+        let values = match self.neighbours.is_some() {
             true => {
                 // The queries are floats, whatever the matrix is made of.
                 let floats = Plan { kind: Kind::F32, ..plan.clone() };
@@ -211,7 +226,11 @@ impl<'a> Maker<'a> {
                 else {
                     unreachable!("the plan says floats")
                 };
-                self.search(&shaped, &names)?;
+                if let Some(neighbours) = &mut self.neighbours {
+                    neighbours.queries.extend_from_slice(&shaped);
+                    neighbours.names.extend_from_slice(&names);
+                }
+                self.search(false)?;
                 let quantized = Plan { truncate: None, normalize: false, ..plan.clone() };
                 self.transform(&quantized, shaped, self.to, &names)?
             }
@@ -257,27 +276,38 @@ impl<'a> Maker<'a> {
         })
     }
 
-    /// Tells the nearest rows of each of these vectors.
-    fn search(&mut self, queries: &[f32], names: &[Name]) -> Result<(), Error> {
-        let Some((k, corpus, text)) = &mut self.topk else { return Ok(()) };
+    /// Tells the nearest rows of the vectors that wait: once they are enough for a pass over the
+    /// corpus, or all that are left.
+    fn search(&mut self, rest: bool) -> Result<(), Error> {
+        let Some(neighbours) = &mut self.neighbours else { return Ok(()) };
+        let Neighbours { k, corpus, text, queries, names } = neighbours;
         let (oversample, threads) = (oversample(corpus.kind()), self.plan.threads);
-        let wanted = Wanted { queries, dims: self.to, k: *k, oversample, threads };
-        let found = nearest(corpus, None, &wanted, &mut self.offload).map_err(Error::post)?;
-        for (name, hits) in names.iter().zip(found) {
-            let hit = |hit: &Hit| json!({ "row": hit.row, "score": hit.score });
-            let mut line = name.json();
-            line["nearest"] = hits.iter().map(hit).collect();
-            text.line(&line.to_string())?;
+        // Each vector, as it is and as it is looked for; and each thread's hits, and all of them.
+        let hits = (*k * oversample).min(usize::try_from(corpus.rows()).unwrap_or(usize::MAX));
+        let of_query = 2 * 4 * self.to + hits * size_of::<Hit>() * (threads + 1);
+        let most = (NEIGHBOUR_BYTES_MAX / of_query).max(1);
+        while names.len() >= most || rest && !names.is_empty() {
+            let count = names.len().min(most);
+            let of_pass: Vec<f32> = queries.drain(..count * self.to).collect();
+            let wanted = Wanted { queries: &of_pass, dims: self.to, k: *k, oversample, threads };
+            let found = nearest(corpus, None, &wanted, &mut self.offload).map_err(Error::post)?;
+            for (name, hits) in names.drain(..count).zip(found) {
+                let hit = |hit: &Hit| json!({ "row": hit.row, "score": hit.score });
+                let mut line = name.json();
+                line["nearest"] = hits.iter().map(hit).collect();
+                text.line(&line.to_string())?;
+            }
         }
         Ok(())
     }
 
     fn finish(mut self) -> Result<Made, Error> {
         self.work()?;
-        let Maker { plan, to, matrix, ids, topk, rows, .. } = self;
-        let topk = match topk {
-            Some((.., text)) => {
-                text.publish()?;
+        self.search(true)?;
+        let Maker { plan, to, matrix, ids, neighbours, rows, .. } = self;
+        let topk = match neighbours {
+            Some(neighbours) => {
+                neighbours.text.publish()?;
                 Some(topk_path(&plan.matrix))
             }
             None => None,

@@ -173,5 +173,6 @@ pub static FAMILIES: &[&Family] = &[
     &kernels::probe::PROBE,
     &kernels::search::SEARCH,
     &kernels::search::SEARCH_INT8,
+    &kernels::search::SEARCH_TF32,
     &sampling::SAMPLING,
 ];

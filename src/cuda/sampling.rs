@@ -417,7 +417,7 @@ impl Work {
     ) -> Result<Recording<'a, T>, Error> {
         let add = || logits.iter().try_for_each(|logits| self.launch(lane, logits));
         let graph = lane.stream().capture(add)?;
-        Ok(Recording { graph, _work: self, _logits: logits })
+        Ok(Recording { graph, work: self, _logits: logits })
     }
 
     fn tops_at(&self) -> Result<u64, Error> {
@@ -454,11 +454,24 @@ impl Work {
 #[derive(Debug)]
 pub struct Recording<'a, T: Plain> {
     graph: Graph,
-    _work: &'a mut Work,
+    work: &'a mut Work,
     _logits: &'a [DeviceVec<T>],
 }
 
 impl<T: Plain> Recording<'_, T> {
+    /// As `Work::set`, for the next replays.
+    ///
+    /// # Errors
+    /// What is wrong with the batch, or with the card.
+    ///
+    /// # Panics
+    /// As `Work::set`; and where there are edits, or were when it was recorded.
+    pub fn set(&mut self, lane: &Lane, batch: &Batch) -> Result<(), SampleError> {
+        let has_edits = batch.edits.iter().any(|edits| !edits.is_empty());
+        assert!(!has_edits && self.work.edits.is_none(), "edits have memory of their own");
+        self.work.set(lane, batch)
+    }
+
     /// Adds them to the stream of the lane that they were recorded on.
     ///
     /// # Errors

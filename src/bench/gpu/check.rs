@@ -209,13 +209,17 @@ fn shape(bench: &Bench, prng: &mut Prng, kind: Kind) -> Result<Result<(), String
     }
 }
 
-/// A corpus in which some rows are alike, so that their order is that of their numbers.
+/// A corpus in which some rows are alike, so that their order is that of their numbers, and some
+/// very short or long.
 fn corpus(prng: &mut Prng, rows: usize, dims: usize) -> Vec<f32> {
     let some = draw(prng, rows.min(64) * dims);
     let mut all = some.clone();
     while all.len() < rows * dims {
         let row = prng.below((some.len() / dims) as u64) as usize * dims;
-        if prng.below(3) == 0 {
+        if prng.below(20) == 0 {
+            let scale = [0.0, 1e-30, 1e-16, 1e13][prng.below(4) as usize];
+            all.extend(some[row..row + dims].iter().map(|v| v * scale));
+        } else if prng.below(3) == 0 {
             all.extend_from_slice(&some[row..row + dims]);
         } else {
             let scale = prng.normal() as f32;
@@ -275,7 +279,9 @@ fn nearest(bench: &Bench, prng: &mut Prng, kind: Kind) -> Result<Result<(), Stri
     let dims = width(prng).next_multiple_of(8).min(1024);
     let rows = size(prng, 1, 40_000).min((8 << 20) / dims);
     let k = size(prng, 1, 300);
-    let queries = size(prng, 1, 20);
+    // So many that the twin takes some tenths of a second.
+    let most = ((192 << 20) / (rows * dims)).clamp(20, 200) as u64;
+    let queries = size(prng, 1, most);
     let queries = Corpus::new(draw(prng, queries * dims), dims)?;
     let corpus = Corpus::new(corpus(prng, rows, dims), dims)?;
     let mut twin = Search::new(&queries.f32, dims, kind, k, cores())

@@ -12,6 +12,9 @@ const INPUTS_MAX: usize = 256;
 /// Replays whose median is the result, after some that warm up.
 const REPLAYS: usize = 15;
 const WARM_UP: usize = 3;
+/// Steps of generation that are measured, a third of those replays each: how long a draw takes
+/// depends on where it lands, which is the same for every input of one step.
+const STEPS: u32 = 16;
 /// Copied to find the card's bandwidth.
 const COPY_BYTES: usize = 1 << 30;
 
@@ -42,9 +45,9 @@ pub struct Setting {
 /// What came out.
 #[derive(Clone, Debug)]
 pub struct Measured {
-    /// Median time of a batch, in microseconds.
+    /// Time of a batch, in microseconds: the mean of the steps' medians.
     pub batch_us: f64,
-    /// All of them, the shortest first.
+    /// Each step's, the shortest first.
     pub samples_us: Vec<f64>,
     /// Bytes of a batch's logits.
     pub logits_bytes: usize,
@@ -66,7 +69,7 @@ impl Measured {
 pub fn copy_bytes_per_s(lane: &Lane) -> Result<f64, Error> {
     let from: DeviceVec<u8> = lane.device(COPY_BYTES)?;
     let mut to: DeviceVec<u8> = lane.device(COPY_BYTES)?;
-    let milliseconds = times_ms(lane, || lane.copy(&from, &mut to))?[REPLAYS / 2];
+    let milliseconds = times_ms(lane, REPLAYS, || lane.copy(&from, &mut to))?[REPLAYS / 2];
     Ok(2.0 * COPY_BYTES as f64 / milliseconds * 1e3)
 }
 
@@ -93,20 +96,29 @@ pub fn measure(lane: &Lane, sampler: &Sampler, of: &Setting) -> Result<Measured,
         uploaded.push(lane.upload(&logits)?);
         lane.synchronize()?;
     }
-    let params: Vec<Params> =
-        (0..rows).map(|row| Params { stream: row as u64, ..of.params }).collect();
+    let of_step = |step: u32| -> Vec<Params> {
+        (0..rows).map(|row| Params { stream: row as u64, step, ..of.params }).collect()
+    };
     let entropy = of.entropy;
     let shape = Shape { logits: Type::F32, rows, vocab, top_n: 0, entropy };
     let mut work = sampler.work(lane, shape)?;
-    let logits = Logits::F32(&logits);
-    work.set(lane, &Batch { logits, vocab, params: &params, edits: &[], top_n: 0, entropy })?;
-    let recording = work.record(lane, &uploaded)?;
-    let milliseconds = times_ms(lane, || recording.replay(lane))?;
+    work.set(lane, &batch(&logits, vocab, &of_step(0), entropy))?;
+    let mut recording = work.record(lane, &uploaded)?;
+    let mut samples_us = Vec::new();
+    for step in 0..STEPS {
+        recording.set(lane, &batch(&logits, vocab, &of_step(step), entropy))?;
+        let times = times_ms(lane, REPLAYS / 3, || recording.replay(lane))?;
+        samples_us.push(times[times.len() / 2] * 1e3 / inputs as f64);
+    }
     drop(recording);
     assert!(work.read().iter().all(Result::is_ok), "a row was not sampled");
-    let of_batch = |ms: f64| ms * 1e3 / inputs as f64;
-    let samples_us: Vec<f64> = milliseconds.into_iter().map(of_batch).collect();
-    Ok(Measured { batch_us: samples_us[REPLAYS / 2], samples_us, logits_bytes, inputs })
+    samples_us.sort_by(f64::total_cmp);
+    let batch_us = samples_us.iter().sum::<f64>() / samples_us.len() as f64;
+    Ok(Measured { batch_us, samples_us, logits_bytes, inputs })
+}
+
+fn batch<'a>(logits: &'a [f32], vocab: usize, params: &'a [Params], entropy: bool) -> Batch<'a> {
+    Batch { logits: Logits::F32(logits), vocab, params, edits: &[], top_n: 0, entropy }
 }
 
 /// One row of logits.
@@ -122,9 +134,13 @@ fn row(vocab: usize, spread: Spread, prng: &mut Prng) -> Vec<f32> {
 }
 
 /// Times of what `add` adds to the lane's stream, the shortest first.
-fn times_ms(lane: &Lane, mut add: impl FnMut() -> Result<(), Error>) -> Result<Vec<f64>, Error> {
+fn times_ms(
+    lane: &Lane,
+    replays: usize,
+    mut add: impl FnMut() -> Result<(), Error>,
+) -> Result<Vec<f64>, Error> {
     let mut times = Vec::new();
-    for replay in 0..WARM_UP + REPLAYS {
+    for replay in 0..WARM_UP + replays {
         let milliseconds = lane.time(&mut add)?;
         if replay >= WARM_UP {
             times.push(milliseconds);

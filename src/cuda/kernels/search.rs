@@ -10,7 +10,15 @@
 //!
 //! A part of the corpus is scored at once: the first is small, since until there are k nearest
 //! nothing can be left out, and each has at most as many rows as there is room for keys.
+//!
+//! Where there are several queries of floats, and tensor cores that multiply floats, those find in
+//! a part the few rows that may be above the bound (`find_tf32_*`, by a product that is too coarse
+//! to be a score but whose error is known), and scores are made of these alone (`score_found`):
+//! what comes out is the same, to the bit. The twin's sums, of which no product may be fused with
+//! its addition, take twice as many instructions as the fastest other search, and for 64 queries
+//! they alone would take longer than a pass over the corpus does.
 
+use std::ops::RangeInclusive;
 use std::sync::Arc;
 
 use super::embedding::Fault;
@@ -25,16 +33,27 @@ use crate::post::threads;
 pub static SEARCH: Family = family!("search");
 /// Those of `cuda/search_int8.cu`.
 pub static SEARCH_INT8: Family = family!("search_int8", (6, 1));
+/// Those of `cuda/search_tf32.cu`.
+pub static SEARCH_TF32: Family = family!("search_tf32", (8, 0));
 
 const THREADS: u32 = 256;
 const SELECT_THREADS: u32 = 512;
-/// Groups of 8 threads in a block of `score_*`.
-const GROUPS: usize = 32;
-/// Rows of the first part.
+/// Rows of the first part, of which every score is kept; and where a `Finder` spares the rest most.
 const FIRST_ROWS: u64 = 8 << 10;
-/// Keys of all queries that a part may bring, in bytes, and rows of a part at most.
-const KEY_BYTES_MAX: usize = 64 << 20;
-const PART_ROWS_MAX: u64 = 1 << 20;
+const FIRST_ROWS_FINDER: u64 = 2 << 10;
+/// How many times more rows there are after a part: so many times k keys it brings each query.
+const GROWTH: RangeInclusive<u64> = 8..=64;
+/// Keys of a part that cost less than another part does: of a query, and of all where each is made
+/// of a row of its own.
+const PART_KEYS: u64 = 10 << 10;
+/// Keys of all queries that a part may bring, in bytes: of a card's memory a 64th at most. And rows
+/// of a part at most.
+const KEY_BYTES_MAX: usize = 256 << 20;
+const PART_ROWS_MAX: usize = 4 << 20;
+/// Rows of a block of `find_tf32_*`.
+const FIND_ROWS: u32 = 128;
+/// Blocks of `score_found` for all queries: what is found of each is a few hundred rows.
+const FOUND_BLOCKS: u32 = 512;
 /// One of the two blocks through which rows of the host come.
 const BLOCK_BYTES: usize = 32 << 20;
 /// Threads that fill a pinned block at most: one alone has a tenth of what the bus carries.
@@ -107,9 +126,61 @@ impl<E> From<Error> for Halt<E> {
     }
 }
 
+/// Who finds what is worth a score.
+struct Finder {
+    find: Function,
+    score: Function,
+    /// Queries of a launch's tile.
+    tile: u32,
+    /// Rounded to what the tensor cores take of a float.
+    queries: DeviceVec<f32>,
+    /// How far a product of theirs may be from a score.
+    margin: f32,
+}
+
+impl Finder {
+    /// None where there are no such cores, or one query, for which a score takes no longer.
+    fn open(
+        lane: &Lane,
+        (kind, dims): (Kind, usize),
+        queries: &[u8],
+        count: usize,
+    ) -> Result<Option<Finder>, Error> {
+        let is_newer = lane.gpu().facts().capability >= SEARCH_TF32.least;
+        if kind != Kind::F32 || count == 1 || !dims.is_multiple_of(4) || !is_newer {
+            return Ok(None);
+        }
+        let tile = [8, 16, 32].into_iter().find(|tile| count <= *tile).unwrap_or(64);
+        let find = lane.gpu().function(&SEARCH_TF32, &format!("find_tf32_{tile}"))?;
+        let score = lane.gpu().function(&SEARCH, "score_found")?;
+        let (words, _) = queries.as_chunks::<4>();
+        let rounded = words.iter().map(|word| tf32(f32::from_le_bytes(*word)));
+        let rounded: Vec<f32> = rounded.collect();
+        let (queries, tile) = (lane.upload(&rounded)?, tile as u32);
+        Ok(Some(Finder { find, score, tile, queries, margin: margin(dims) }))
+    }
+}
+
+/// The nearest float of 11 bits, which is what the tensor cores take of each.
+fn tf32(value: f32) -> f32 {
+    let bits = value.to_bits();
+    // What is too large for that, or no number, makes a query of which all rows are found.
+    if value.abs() < 1e38 { f32::from_bits((bits + (1 << 12)) & !0x1fff) } else { value }
+}
+
+/// How far the tensor cores' product may be from a score, both divided by the lengths: a query's
+/// floats are off by 2^-11 of themselves, a row's by 2^-10, for they are cut; so the products are
+/// off by 1.5 * 2^-10 of their sum without signs, which is at most the product of the lengths
+/// (Cauchy and Schwarz). A sum of the cores is off by 9 * 2^-23 of that for each eight terms, the
+/// score's own by 2^-24 for each term at most; the rest is for what lengths and quotients lose.
+fn margin(dims: usize) -> f32 {
+    (1.5 / 1024.0 + dims as f64 / f64::from(1 << 21) + 1.0 / f64::from(1 << 17)) as f32
+}
+
 /// A search under way.
 pub struct Search<'a> {
     lane: &'a Lane,
+    finder: Option<Finder>,
     score: Function,
     select: Function,
     kind: Kind,
@@ -118,8 +189,8 @@ pub struct Search<'a> {
     count: u32,
     queries: DeviceVec<u8>,
     lengths: Option<DeviceVec<f32>>,
-    /// Queries of a launch's tile, and rows of a group of threads.
-    tile: (u32, usize),
+    /// Queries and rows of a block.
+    tile: (u32, u32),
     room: u32,
     keys: DeviceVec<u64>,
     counts: DeviceVec<u32>,
@@ -162,13 +233,15 @@ impl<'a> Search<'a> {
             Some(lengths) => lengths.len() == count,
             None => kind == Kind::Binary,
         });
-        let room = (KEY_BYTES_MAX / 8 / count).clamp(FIRST_ROWS as usize, PART_ROWS_MAX as usize);
+        let key_bytes = KEY_BYTES_MAX.min(lane.gpu().budget() / 64);
+        let room = (key_bytes / 8 / count).clamp(FIRST_ROWS_FINDER as usize, PART_ROWS_MAX);
         let (name, tile) = kernel(kind, row_bytes, count);
         let is_newer = lane.gpu().facts().capability >= SEARCH_INT8.least;
         let family = if kind == Kind::Int8 && is_newer { &SEARCH_INT8 } else { &SEARCH };
         let best = count * k as usize;
         let mut search = Search {
             lane,
+            finder: Finder::open(lane, (kind, dims), queries, count)?,
             score: lane.gpu().function(family, name)?,
             select: lane.gpu().function(&SEARCH, "keep_nearest")?,
             kind,
@@ -212,32 +285,29 @@ impl<'a> Search<'a> {
         assert!(self.rows + count < u64::from(u32::MAX), "rows are counted in 32 bits");
         let mut done = 0;
         while done < count {
-            // What is appended grows with the logarithm of how many times more rows there are.
-            let part = (7 * self.rows).clamp(FIRST_ROWS, u64::from(self.room)).min(count - done);
+            let part = self.part_rows().min(u64::from(self.room)).min(count - done);
             self.part(at + done * row_bytes as u64, part as u32)?;
             done += part;
         }
         Ok(())
     }
 
-    fn part(&mut self, at: u64, rows: u32) -> Result<(), Error> {
-        let (queries, of_group) = self.tile;
-        let of_row = match self.kind {
-            Kind::F32 => self.dims,
-            Kind::Int8 | Kind::Binary => self.kind.row_bytes(self.dims),
+    /// Rows of the next part: what it brings should cost less than what another part would.
+    fn part_rows(&self) -> u64 {
+        let (first, keys) = match &self.finder {
+            Some(_) => (FIRST_ROWS_FINDER, u64::from(self.k) * u64::from(self.count)),
+            None => (FIRST_ROWS, u64::from(self.k)),
         };
-        let tiles = self.count.div_ceil(queries);
-        let blocks = rows.div_ceil((GROUPS * of_group) as u32);
-        let grid = Grid::line(blocks.checked_mul(tiles).expect("a grid has 31 bits"), THREADS);
-        let lengths = self.lengths.as_ref().map_or(0, DeviceVec::at);
-        let arguments = Arguments::new().with(at).with(rows).with(of_row as u32);
-        let arguments = arguments.with(self.queries.at()).with(lengths).with(self.count);
-        let arguments = arguments.with(self.rows as u32).with(self.bounds.at());
-        let arguments = arguments.with(self.counts.at_mut()).with(self.keys.at_mut());
-        let arguments = arguments.with(self.room).with(self.fault.at_mut());
-        // SAFETY: pointers and counts as the kernel has them. The rows are there, of each query
-        // there is all that the kernel touches, and a part has no more rows than there is room for.
-        unsafe { self.lane.stream().launch(&self.score, grid, &arguments)? };
+        let growth = (PART_KEYS / keys).clamp(*GROWTH.start(), *GROWTH.end());
+        ((growth - 1) * self.rows).max(first)
+    }
+
+    fn part(&mut self, at: u64, rows: u32) -> Result<(), Error> {
+        // With a bound for each query: there are more rows than it keeps.
+        match &self.finder {
+            Some(_) if self.rows > u64::from(self.k) => self.find(at, rows)?,
+            _ => self.score(at, rows)?,
+        }
         let (from, to) = (self.side, 1 - self.side);
         let arguments = Arguments::new().with(self.nearest[from].at());
         let arguments = arguments.with(self.nearest[to].at_mut()).with(self.kept.at_mut());
@@ -249,6 +319,51 @@ impl<'a> Search<'a> {
         self.side = to;
         self.rows += u64::from(rows);
         Ok(())
+    }
+
+    /// Appends the keys above the bound.
+    fn score(&mut self, at: u64, rows: u32) -> Result<(), Error> {
+        let (queries, of_block) = self.tile;
+        let of_row = match self.kind {
+            Kind::F32 => self.dims,
+            Kind::Int8 | Kind::Binary => self.kind.row_bytes(self.dims),
+        };
+        let tiles = self.count.div_ceil(queries);
+        let blocks = rows.div_ceil(of_block);
+        let grid = Grid::line(blocks.checked_mul(tiles).expect("a grid has 31 bits"), THREADS);
+        let lengths = self.lengths.as_ref().map_or(0, DeviceVec::at);
+        let arguments = Arguments::new().with(at).with(rows).with(of_row as u32);
+        let arguments = arguments.with(self.queries.at()).with(lengths).with(self.count);
+        let arguments = arguments.with(self.rows as u32).with(self.bounds.at());
+        let arguments = arguments.with(self.counts.at_mut()).with(self.keys.at_mut());
+        let arguments = arguments.with(self.room).with(self.fault.at_mut());
+        // SAFETY: pointers and counts as the kernel has them. The rows are there, of each query
+        // there is all that the kernel touches, and a part has no more rows than there is room for.
+        unsafe { self.lane.stream().launch(&self.score, grid, &arguments) }
+    }
+
+    /// The same by way of a `Finder`, which there is; it may append some that are not above.
+    fn find(&mut self, at: u64, rows: u32) -> Result<(), Error> {
+        let Some(finder) = &self.finder else { return Ok(()) };
+        let (first, lengths) = (self.rows as u32, self.lengths.as_ref().map_or(0, DeviceVec::at));
+        let dims = self.dims as u32;
+        let blocks = rows.div_ceil(FIND_ROWS).checked_mul(self.count.div_ceil(finder.tile));
+        let grid = Grid::line(blocks.expect("a grid has 31 bits"), THREADS);
+        let arguments = Arguments::new().with(at).with(rows).with(dims);
+        let arguments = arguments.with(finder.queries.at()).with(lengths).with(self.count);
+        let arguments = arguments.with(first).with(self.bounds.at()).with(self.counts.at_mut());
+        let arguments = arguments.with(self.keys.at_mut()).with(self.room);
+        let arguments = arguments.with(finder.margin).with(self.fault.at_mut());
+        // SAFETY: as in `score`.
+        unsafe { self.lane.stream().launch(&finder.find, grid, &arguments)? };
+        let of_query = (FOUND_BLOCKS / self.count).clamp(1, 64);
+        let blocks = self.count.checked_mul(of_query).expect("a grid has 31 bits");
+        let grid = Grid::line(blocks, THREADS);
+        let arguments = Arguments::new().with(at).with(dims).with(self.queries.at());
+        let arguments = arguments.with(lengths).with(first).with(self.counts.at());
+        let arguments = arguments.with(self.keys.at_mut()).with(self.room).with(of_query);
+        // SAFETY: as above; what was found are numbers of these rows.
+        unsafe { self.lane.stream().launch(&finder.score, grid, &arguments) }
     }
 
     /// Looks at the next `bytes` of the corpus, whole rows that `fill` writes: from that byte of
@@ -327,7 +442,7 @@ impl<'a> Search<'a> {
 
     /// Memory of the card that a query takes, in bytes.
     pub fn bytes_of_query(row_bytes: usize, k: u32) -> usize {
-        row_bytes + 8 * FIRST_ROWS as usize + 16 * k as usize + 64
+        2 * row_bytes + 8 * FIRST_ROWS_FINDER as usize + 16 * k as usize + 64
     }
 
     /// Waits, and tells the nearest rows of each query, the nearest first; or, as `Err` within, the
@@ -352,19 +467,20 @@ impl<'a> Search<'a> {
 }
 
 /// The kernel for rows of so many bytes and so many queries, and its tile.
-fn kernel(kind: Kind, row_bytes: usize, queries: usize) -> (&'static str, (u32, usize)) {
+fn kernel(kind: Kind, row_bytes: usize, queries: usize) -> (&'static str, (u32, u32)) {
     let is_aligned = row_bytes.is_multiple_of(16);
     match (kind, is_aligned, queries) {
-        (Kind::F32, false, _) => ("score_f32_odd", (2, 2)),
-        (Kind::F32, _, 1) => ("score_f32_1", (1, 4)),
-        (Kind::F32, _, 2..=4) => ("score_f32_4", (4, 2)),
-        (Kind::F32, ..) => ("score_f32_8", (8, 2)),
-        (Kind::Int8, false, _) => ("score_int8_odd", (2, 2)),
-        (Kind::Int8, _, 1) => ("score_int8_1", (1, 4)),
-        (Kind::Int8, ..) => ("score_int8_4", (4, 2)),
-        (Kind::Binary, false, _) => ("score_binary_odd", (2, 2)),
-        (Kind::Binary, _, 1) => ("score_binary_1", (1, 4)),
-        (Kind::Binary, ..) => ("score_binary_4", (4, 4)),
+        (Kind::F32, _, 9..) => ("score_f32_16", (16, 32)),
+        (Kind::F32, _, 5..=8) => ("score_f32_8", (8, 64)),
+        (Kind::F32, false, _) => ("score_f32_odd", (2, 64)),
+        (Kind::F32, _, 1) => ("score_f32_1", (1, 32)),
+        (Kind::F32, ..) => ("score_f32_4", (4, 64)),
+        (Kind::Int8, false, _) => ("score_int8_odd", (2, 64)),
+        (Kind::Int8, _, 1) => ("score_int8_1", (1, 128)),
+        (Kind::Int8, ..) => ("score_int8_4", (4, 64)),
+        (Kind::Binary, false, _) => ("score_binary_odd", (2, 64)),
+        (Kind::Binary, _, 1) => ("score_binary_1", (1, 128)),
+        (Kind::Binary, ..) => ("score_binary_4", (4, 128)),
     }
 }
 
@@ -399,6 +515,19 @@ fn near(key: u64) -> Hit {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_float_is_rounded_to_eleven_bits() {
+        let mut prng = crate::prng::Prng::new(3);
+        for _ in 0..1000 {
+            let value = prng.normal() as f32;
+            let rounded = tf32(value);
+            assert_eq!(rounded.to_bits() & 0x1fff, 0);
+            assert!((rounded - value).abs() <= value.abs() / 2048.0, "{value}: {rounded}");
+        }
+        assert_eq!((tf32(1.0), tf32(-0.0).to_bits()), (1.0, (-0f32).to_bits()));
+        assert!(tf32(f32::MAX) == f32::MAX && margin(768) < 0.002 && margin(768) > 0.0018);
+    }
 
     #[test]
     fn keys_are_in_the_order_of_scores_and_rows() {

@@ -8,6 +8,7 @@ use nix::time::{ClockId, clock_gettime};
 
 use super::binary::Binary;
 use super::flight::{Flight, Recorder, Session, Shared};
+use super::gather::Gather;
 use super::http::Http;
 use crate::bench::arrival::Schedule;
 use crate::bench::plan::{Plan, Watcher, Wire};
@@ -26,14 +27,6 @@ const TICK_EVERY: Duration = Duration::from_millis(100);
 /// the clock.
 const SPIN: Duration = Duration::from_micros(60);
 
-/// Where so many requests are under way and arrivals come faster than one in `GATHER_BELOW`, they
-/// are let gather for `GATHER`: each would cost a wake-up, which takes longer than the arrival
-/// itself. What that adds to a stamp is at most this long, and it is counted as the generator's
-/// lag.
-const GATHER: Duration = Duration::from_micros(40);
-const GATHER_BELOW: Duration = Duration::from_micros(25);
-const GATHER_FLIGHTS_MIN: usize = 32;
-
 /// A core.
 pub(super) struct Core<'r> {
     pub plan: &'r Plan<'r>,
@@ -46,10 +39,8 @@ pub(super) struct Core<'r> {
     pub cancels: VecDeque<(Instant, Token, u64)>,
     pub timeouts: VecDeque<(Instant, Token, u64)>,
     pub usage: CoreUse,
-    /// When the present turn began.
-    woke: Instant,
-    /// Turns in a row that came fast.
-    fast_turns: u32,
+    /// Whether what comes is let gather.
+    pub gather: Gather,
     spun: Duration,
     index: u64,
     began: Instant,
@@ -111,8 +102,7 @@ impl<'r> Core<'r> {
             cancels: VecDeque::new(),
             timeouts: VecDeque::new(),
             usage: CoreUse::default(),
-            woke: reactor.now,
-            fast_turns: 0,
+            gather: Gather::default(),
             reactor,
             spun: Duration::ZERO,
             index: index as u64,
@@ -157,16 +147,18 @@ impl<'r> Core<'r> {
             self.reactor.timers.set(Instant((at.0).saturating_sub(SPIN.as_nanos() as u64)), START);
         }
         let busy = near || self.binary.is_opening();
-        let gathers = self.gathers(now, next);
-        if gathers {
-            std::thread::sleep(GATHER);
+        // The binary protocol gathers by itself: many requests share a connection.
+        let sleep = match self.http {
+            Some(_) => self.gather.sleep(self.under_way, next.map(|at| at.since(now))),
+            None => Duration::ZERO,
+        };
+        if !sleep.is_zero() {
+            std::thread::sleep(sleep);
         }
         let waits_from = self.reactor.tick();
         self.reactor.wait(busy).map_err(|error| error.to_string())?;
         self.recorder.look.ended(waits_from, self.reactor.now);
-        let turned = self.reactor.now.since(self.woke);
-        self.fast_turns = if turned < GATHER_BELOW + GATHER { self.fast_turns + 1 } else { 0 };
-        self.woke = if gathers { now } else { self.reactor.now };
+        self.gather.waited(self.reactor.now.since(waits_from));
         let count = self.reactor.poller.event_count();
         if near && count == 0 {
             self.spun += self.reactor.now.since(now);
@@ -188,14 +180,6 @@ impl<'r> Core<'r> {
         }
         self.expire();
         Ok(())
-    }
-
-    /// Whether arrivals come so fast that they should gather.
-    fn gathers(&self, now: Instant, next: Option<Instant>) -> bool {
-        self.under_way >= GATHER_FLIGHTS_MIN
-            && self.http.is_some()
-            && self.fast_turns >= 4
-            && next.is_none_or(|at| at > now + 2 * GATHER)
     }
 
     fn tick(&mut self) {

@@ -98,6 +98,8 @@ pub struct Recorder<'r> {
     latest_end: Instant,
     /// When what comes was looked for.
     pub look: Look,
+    /// Texts that have come so far, of all requests.
+    pub arrivals: u64,
     /// Memory of gaps that can be used again.
     spare: Vec<Vec<f32>>,
 }
@@ -111,7 +113,8 @@ impl<'r> Recorder<'r> {
         let recording = Recording::default();
         let (latest_end, look) = (Instant::default(), Look::default());
         let (since, spare) = (None, Vec::new());
-        Recorder { plan, shared, watcher, recording, since, latest_end, look, spare }
+        let arrivals = 0;
+        Recorder { plan, shared, watcher, recording, since, latest_end, look, arrivals, spare }
     }
 
     pub fn flight(&mut self, number: u64, intended: Instant, startable: Instant) -> Flight {
@@ -153,6 +156,7 @@ impl<'r> Recorder<'r> {
 
     /// Something of the answer came: text, or a thought.
     pub fn arrived(&mut self, flight: &mut Flight, now: Instant) {
+        self.arrivals += 1;
         match flight.last {
             None => flight.first = Some(now),
             Some(last) => {
@@ -244,7 +248,8 @@ impl<'r> Recorder<'r> {
                 if let Some(first) = flight.first {
                     report.ttft.record(first.micros_since(flight.intended));
                 }
-                for gap in &flight.gaps_ms {
+                // Where each request is kept, its gaps are with it, and nobody reads these.
+                for gap in flight.gaps_ms.iter().filter(|_| !self.plan.keep) {
                     report.itl.record((f64::from(*gap) * 1e3) as u64);
                 }
                 report.e2e.record(now.micros_since(flight.intended));

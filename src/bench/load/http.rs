@@ -96,9 +96,10 @@ impl Core<'_> {
     }
 
     pub(super) fn http_event(&mut self, token: Token, readiness: Readiness) {
-        let Core { http: Some(http), reactor, recorder, usage, .. } = self else { return };
+        let Core { http: Some(http), reactor, recorder, usage, gather, .. } = self else { return };
         let Http { engine, flights, ended, arrival, .. } = http;
         arrival.set(reactor.now);
+        let texts = recorder.arrivals;
         let mut sink =
             |tag, output: Output<'_>| told(flights, ended, recorder, arrival.get(), tag, output);
         let mut more = engine.event(reactor, token, readiness, &mut sink);
@@ -107,6 +108,7 @@ impl Core<'_> {
         }
         if readiness.readable {
             usage.read_lag.record(reactor.now.micros_since(arrival.get()));
+            gather.read((recorder.arrivals - texts) as u32);
         }
         self.settle_http();
     }

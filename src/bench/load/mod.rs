@@ -12,6 +12,7 @@ mod binary;
 mod connection;
 mod core;
 mod flight;
+mod gather;
 mod http;
 mod look;
 

@@ -46,6 +46,9 @@ pub struct Sample {
     /// Gaps that are told as none, and may have been longer than `load::look::BLUR_MAX`: the texts
     /// were read late, and together.
     pub blurred: u32,
+    /// The first text has the stamp of a later one, which may be off by more than a hundredth of
+    /// the time to it.
+    pub first_blurred: bool,
     /// Where its gaps begin in `Recording::gaps_ms`; there are `events - 1`.
     pub gaps_at: usize,
     /// The server's own figures.
@@ -192,6 +195,7 @@ pub(super) mod tests {
                 tokens: gaps.len() as u32 + 1,
                 events: gaps.len() as u32 + 1,
                 blurred: 0,
+                first_blurred: false,
                 gaps_at: recording.gaps_ms.len(),
                 account: Account::default(),
                 server_queue_us: None,

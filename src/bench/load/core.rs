@@ -159,6 +159,7 @@ impl<'r> Core<'r> {
         self.reactor.wait(busy).map_err(|error| error.to_string())?;
         self.recorder.look.ended(waits_from, self.reactor.now);
         self.gather.waited(self.reactor.now.since(waits_from));
+        let is_open = self.plan.arrivals.is_open();
         let count = self.reactor.poller.event_count();
         if near && count == 0 {
             self.spun += self.reactor.now.since(now);
@@ -169,6 +170,10 @@ impl<'r> Core<'r> {
                 self.binary_event(token);
             } else {
                 self.http_event(token, readiness);
+            }
+            // Many may have come at once, as after a stall, and starts do not wait for them.
+            if is_open && self.next_start().is_some_and(|at| at <= self.reactor.now) {
+                self.start_requests();
             }
         }
         while let Some((at, token)) = self.reactor.timers.fire(self.reactor.now) {

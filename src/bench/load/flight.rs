@@ -3,7 +3,7 @@
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
-use super::look::{BLUR_MAX, Look};
+use super::look::{BLUR_MAX, BLUR_SHARE, Look};
 use crate::backend::Account;
 use crate::bench::plan::{Plan, Progress, Watcher};
 use crate::bench::sample::{Ended, Recording, Sample};
@@ -39,6 +39,8 @@ pub struct Flight {
     pub bytes: u64,
     /// Gaps that were lost in late reads.
     pub blurred: u32,
+    /// The first text was read late, and with another: it has the other's stamp.
+    pub first_blurred: bool,
     /// Times between arrivals of text, in milliseconds.
     pub gaps_ms: Vec<f32>,
     /// Text that was received and not yet granted anew.
@@ -129,6 +131,7 @@ impl<'r> Recorder<'r> {
             tokens: 0,
             bytes: 0,
             blurred: 0,
+            first_blurred: false,
             gaps_ms: self.spare.pop().unwrap_or_default(),
             owed_credit: 0,
             cancelled: false,
@@ -162,8 +165,13 @@ impl<'r> Recorder<'r> {
             Some(last) => {
                 let gap = now.since(last);
                 flight.gaps_ms.push((gap.as_nanos() as f64 / 1e6) as f32);
-                let together = gap == Duration::ZERO;
-                flight.blurred += u32::from(together && self.look.reach(now) > BLUR_MAX);
+                if gap == Duration::ZERO {
+                    let reach = self.look.reach(now);
+                    flight.blurred += u32::from(reach > BLUR_MAX);
+                    let first = last.since(flight.sent) / BLUR_SHARE;
+                    flight.first_blurred |=
+                        flight.first == Some(last) && reach > first.max(BLUR_MAX);
+                }
             }
         }
         flight.last = Some(now);
@@ -226,6 +234,7 @@ impl<'r> Recorder<'r> {
             tokens: u32::try_from(tokens).unwrap_or(u32::MAX),
             events: flight.first.map_or(0, |_| flight.gaps_ms.len() as u32 + 1),
             blurred: flight.blurred,
+            first_blurred: flight.first_blurred,
             gaps_at,
             account: flight.account,
             server_queue_us: timed.then_some(done.queue_us),

@@ -77,6 +77,7 @@ impl Core<'_> {
         };
         self.sends(&mut flight);
         let Some(http) = &mut self.http else { return };
+        http.arrival.set(flight.sent);
         let entry = HttpFlight { flight, upstream: Token(0), ended: None };
         let token = http.flights.insert(entry);
         let submitted = call.and_then(|call| {
@@ -84,6 +85,8 @@ impl Core<'_> {
             submitted.map_err(|failure| failure.message)
         });
         if let Some(entry) = http.flights.get_mut(token) {
+            // To connect is a part of what the request takes; to get ready for the write is not.
+            entry.flight.sent = http.arrival.get();
             match submitted {
                 Ok(upstream) => entry.upstream = upstream,
                 Err(message) => {

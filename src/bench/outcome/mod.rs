@@ -138,9 +138,14 @@ impl Outcome {
         for reason in &self.verdict.reasons {
             text += &format!("GENERATOR-LIMITED: {reason}\n");
         }
-        if self.verdict.is_limited() {
-            text += "  these figures are the generator's as much as the server's\n";
-        }
+        text += match self.verdict.touches() {
+            None => "",
+            Some("itl_ms") => {
+                "  the times between texts are the generator's as much as the server's; requests \
+                 went out in time, and the others count from the kernel's stamps\n"
+            }
+            Some(_) => "  these figures are the generator's as much as the server's\n",
+        };
         text += &format!(
             "{} ok, {} failed in {:.2} s: {:.1} requests/s, {:.1} tokens/s (counted by {})\n",
             record.ok,

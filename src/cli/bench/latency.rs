@@ -3,6 +3,7 @@
 use std::time::SystemTime;
 
 use super::load::{self, Setup};
+use super::measured;
 use crate::cli::Error;
 use crate::cli::flags::{Flag, Parsed};
 
@@ -33,13 +34,13 @@ pub fn run(parsed: &Parsed) -> Result<(), Error> {
     let setup = Setup::read(parsed)?;
     let plan = setup.plan(parsed).map_err(Error::Usage)?;
     let started = SystemTime::now();
-    let (recording, mut outcome) = load::measure(&plan, &setup, "")?;
-    load::describe(&mut outcome.record, parsed, &setup.endpoint)?;
-    let requests = parsed.text("requests").map(|file| load::write_requests(file, &recording));
+    let (recording, mut outcome) = measured::measure(&plan, &setup, "")?;
+    measured::describe(&mut outcome.record, parsed, &setup.endpoint)?;
+    let requests = parsed.text("requests").map(|file| measured::write_requests(file, &recording));
     let log = parsed.text("histogram-log");
-    let log = log.map(|file| load::write_histograms(file, &recording, started));
-    load::print_result(parsed, &outcome.record, &outcome.to_text())?;
+    let log = log.map(|file| measured::write_histograms(file, &recording, started));
+    measured::print_result(parsed, &outcome.record, &outcome.to_text())?;
     requests.transpose()?;
     log.transpose()?;
-    load::check_errors(&setup, &outcome.record)
+    measured::check_errors(&setup, &outcome.record)
 }

@@ -131,6 +131,10 @@ pub struct Recording {
     pub resent: u64,
     /// The run ended early, since too many requests failed.
     pub gave_up: bool,
+    /// The run ended early, since it was interrupted.
+    pub interrupted: bool,
+    /// Requests that were due by then, and had not been sent for want of a place.
+    pub unsent: u64,
 }
 
 impl Recording {
@@ -165,6 +169,8 @@ impl Recording {
         self.cores.extend(other.cores);
         self.resent += other.resent;
         self.gave_up |= other.gave_up;
+        self.interrupted |= other.interrupted;
+        self.unsent += other.unsent;
     }
 }
 

@@ -134,9 +134,27 @@ impl<'r> Core<'r> {
         let cpu = thread_cpu().saturating_sub(cpu).saturating_sub(self.spun);
         self.usage.cpu_s = cpu.as_secs_f64();
         self.usage.wall_s = self.reactor.now.since(self.began).as_secs_f64();
+        let unsent = self.unsent();
         let (mut recording, span) = self.recorder.finish();
+        recording.unsent = unsent;
         recording.cores.push(self.usage);
         Ok((recording, span))
+    }
+
+    /// Of an interrupted open loop, requests that were due and had no place: they would have been
+    /// among those that waited the longest.
+    fn unsent(&mut self) -> u64 {
+        let Some(at) = self.recorder.shared.interrupted() else { return 0 };
+        let mut unsent = 0;
+        while self.plan.arrivals.is_open()
+            && self.started + unsent < self.total
+            && self.next_open.is_some_and(|due| due <= at && self.in_time(due))
+        {
+            unsent += 1;
+            let skip = self.plan.cores.max(1) - 1;
+            self.next_open = self.schedule.nth(skip).map(|at| self.began + at);
+        }
+        unsent
     }
 
     fn turn(&mut self) -> Result<(), String> {
@@ -188,7 +206,7 @@ impl<'r> Core<'r> {
     }
 
     fn tick(&mut self) {
-        self.recorder.tick();
+        self.recorder.tick(self.reactor.now);
         self.feed_slow_readers(TICK_EVERY);
         self.reactor.timers.set(self.reactor.now + TICK_EVERY, TICK);
     }

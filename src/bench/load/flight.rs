@@ -63,6 +63,8 @@ pub struct Shared {
     pub tokens: AtomicU64,
     /// No core starts another request.
     pub stop: AtomicBool,
+    /// When the run was interrupted, in nanoseconds of the run's clock; 0: it was not.
+    pub interrupted_at: AtomicU64,
     /// Cores that have ended.
     pub over: AtomicU64,
 }
@@ -78,6 +80,25 @@ impl Shared {
             cancelled: self.cancelled.load(Ordering::Relaxed),
             tokens: self.tokens.load(Ordering::Relaxed),
         }
+    }
+
+    /// Ends the run, as it is asked to from outside.
+    pub fn interrupt(&self, now: Instant) {
+        let unset = self.interrupted_at.compare_exchange(
+            0,
+            now.0.max(1),
+            Ordering::Relaxed,
+            Ordering::Relaxed,
+        );
+        if unset.is_ok() {
+            self.stop.store(true, Ordering::Relaxed);
+        }
+    }
+
+    /// When the run was interrupted.
+    pub fn interrupted(&self) -> Option<Instant> {
+        let at = self.interrupted_at.load(Ordering::Relaxed);
+        (at > 0).then_some(Instant(at))
     }
 
     fn check_errors(&self, errors_max: Option<f64>) {
@@ -177,9 +198,12 @@ impl<'r> Recorder<'r> {
         flight.last = Some(now);
     }
 
-    pub fn tick(&mut self) {
+    pub fn tick(&mut self, now: Instant) {
         if let Some(watcher) = &mut self.watcher {
             watcher.progress(self.shared.progress());
+            if watcher.interrupts() {
+                self.shared.interrupt(now);
+            }
         }
     }
 

@@ -125,6 +125,10 @@ impl Outcome {
         if recording.gave_up {
             warnings.push("the run ended early: too many requests failed".to_owned());
         }
+        if recording.interrupted {
+            record.set("interrupted", true);
+            warnings.push(cut_short(recording, plan));
+        }
         record.series = series::of(recording);
         record.set("warnings", warnings.clone());
         Outcome { record, verdict, dropped: settled.why(), warnings }
@@ -184,6 +188,18 @@ impl Outcome {
         }
         text
     }
+}
+
+/// What an interruption left of a run.
+fn cut_short(recording: &Recording, plan: &Plan<'_>) -> String {
+    let of = plan.iters.map_or(String::new(), |iters| format!(" of {iters}"));
+    let unsent = match recording.unsent {
+        0 => String::new(),
+        count => {
+            format!("; {count} were due and had not been sent, which would have waited the longest")
+        }
+    };
+    format!("the run was interrupted after {}{of} requests{unsent}", recording.report.ok)
 }
 
 const ROWS: [(&str, &str); 11] = [

@@ -6,6 +6,7 @@ use std::time::{Duration, SystemTime};
 
 use serde_json::{Map, Value, json};
 
+use super::interrupt::Interrupt;
 use super::load::Setup;
 use crate::backend::{Dialect, discover};
 use crate::bench::outcome::{Outcome, arrivals_name, request_line};
@@ -46,11 +47,23 @@ pub fn check_files(parsed: &Parsed) -> Result<(), Error> {
 
 /// Does a run, and says what it brought; environment and noise are in its record.
 pub fn measure(plan: &Plan<'_>, setup: &Setup, label: &str) -> Result<(Recording, Outcome), Error> {
+    measure_until(plan, setup, label, &Interrupt::default())
+}
+
+/// The same, until it is interrupted.
+pub fn measure_until(
+    plan: &Plan<'_>,
+    setup: &Setup,
+    label: &str,
+    interrupt: &Interrupt,
+) -> Result<(Recording, Outcome), Error> {
     let started_at = crate::log::utc(SystemTime::now());
     let ports =
         if plan.address.ip().is_loopback() { vec![plan.address.port()] } else { Vec::new() };
     let noise = NoiseWatch::start(&ports);
-    let mut screen = Screen::new(plan.iters.map(|iters| iters + plan.warmup), label);
+    let total = plan.iters.map(|iters| iters + plan.warmup);
+    let mut screen = Screen::new(total, label, interrupt.clone());
+    interrupt.load_begins();
     let recording = load::run(plan, &mut screen);
     screen.end();
     let mut recording = recording.map_err(Error::Failed)?;
@@ -181,11 +194,12 @@ pub struct Screen<'l> {
     on: bool,
     total: Option<u64>,
     label: &'l str,
+    interrupt: Interrupt,
 }
 
 impl<'l> Screen<'l> {
-    pub fn new(total: Option<u64>, label: &'l str) -> Screen<'l> {
-        Screen { on: std::io::stderr().is_terminal(), total, label }
+    pub fn new(total: Option<u64>, label: &'l str, interrupt: Interrupt) -> Screen<'l> {
+        Screen { on: std::io::stderr().is_terminal(), total, label, interrupt }
     }
 
     pub fn end(&self) {
@@ -204,5 +218,9 @@ impl Watcher for Screen<'_> {
             let (ended, failed) = (progress.ended(), progress.failed);
             eprint!("\r{}{ended}{of} done, {failed} failed ", self.label);
         }
+    }
+
+    fn interrupts(&self) -> bool {
+        self.interrupt.is_set()
     }
 }

@@ -5,6 +5,7 @@ mod compare;
 mod gateway;
 mod gpu;
 mod guard;
+mod interrupt;
 mod latency;
 mod load;
 mod measured;

@@ -82,14 +82,14 @@ done
 echo "error against the stub's own times, 10 ms to the first token, 5 ms between (ms, p50 and p99):"
 for round in $(seq "$rounds"); do
     stub 10000 5000 16
-    latency --iters 2560 --warmup 128
+    latency --iters 10240 --warmup 128
     unstub
     python3 - "$work/json" "$work/stub.out" "$round" <<'PY'
 import json, sys
 result, true = (json.load(open(path)) for path in sys.argv[1:3])
 def off(figure, of): return " ".join(f"{result[figure][p] - true[of][p]:+.3f}" if result[figure][p] is not None else "-" for p in ("p50", "p99"))
-noise = (result["environment"].get("noise") or {}).get("other_cores", 0)
-print(f"  round {sys.argv[3]}: TTFT from the write {off('ttft_service_ms', 'ttft_ms')}, from when a place was free {off('ttft_ms', 'ttft_ms')}   between texts {off('itl_ms', 'itl_ms')}   true TTFT p50 {true['ttft_ms']['p50']:.3f} p99 {true['ttft_ms']['p99']:.3f}   other load {noise:.2f} cores")
+noise = result["environment"].get("noise") or {}
+print(f"  round {sys.argv[3]}: TTFT from the write {off('ttft_service_ms', 'ttft_ms')}, from when a place was free {off('ttft_ms', 'ttft_ms')}   between texts {off('itl_ms', 'itl_ms')}   true TTFT p50 {true['ttft_ms']['p50']:.3f} p99 {true['ttft_ms']['p99']:.3f}   other load {noise.get('other_cores', 0):.2f} cores, kept by the hypervisor {100 * noise.get('steal_share', 0):.1f} %")
 PY
 done
 

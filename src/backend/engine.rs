@@ -146,7 +146,8 @@ impl Engine {
     }
 
     /// Has the kernel stamp what comes. While a sink is told something, the cell has the moment at
-    /// which that came, which is earlier than the one at which it was read.
+    /// which that came, which is earlier than the one at which it was read. `submit` leaves in it
+    /// the moment at which it began to write, if the call went out on a kept connection.
     pub fn stamp_arrivals(&mut self) -> Rc<Cell<Instant>> {
         self.arrival.get_or_insert_default().clone()
     }
@@ -345,6 +346,11 @@ impl Engine {
         upstream.arm(reactor, &self.timeouts, token);
         // On a connection that stands this is the whole request; on one under way it does nothing,
         // or, on the loopback, it saves the wait for the event.
+        if upstream.reused
+            && let Some(arrival) = &self.arrival
+        {
+            arrival.set(reactor.tick());
+        }
         upstream.write();
     }
 

@@ -6,6 +6,7 @@
 //! are no tokens, and nothing is guessed.
 
 use std::borrow::Cow;
+use std::ops::Range;
 use std::sync::LazyLock;
 
 use memchr::memmem::Finder;
@@ -75,6 +76,7 @@ pub struct Reader {
     timings: Option<Timings>,
     reason: Option<FinishReason>,
     events: u64,
+    frame: Frame,
 }
 
 #[derive(Deserialize)]
@@ -117,6 +119,7 @@ impl Reader {
             timings: None,
             reason: None,
             events: 0,
+            frame: Frame::default(),
         }
     }
 
@@ -149,7 +152,7 @@ impl Reader {
     fn event(&mut self, event: &SseEvent<'_>, tell: &mut Tell<'_>) -> Result<(), Failure> {
         self.events += 1;
         if self.as_text
-            && let Some(text) = only_text(event.data)
+            && let Some(text) = self.frame.text(event.data)
         {
             if !text.is_empty() {
                 tell(Output::Text { text, tokens: 0 });
@@ -242,12 +245,48 @@ impl Reader {
     }
 }
 
-/// The text of an event that holds nothing else worth reading, which is what nearly all of a chat's
-/// events are: `…"delta":{"content":"…"}…`. None: it must be parsed to tell.
+/// What stood around the text of the last event that held nothing else. The events of an answer
+/// are mostly alike but for their texts, so the next is compared with it instead of being looked
+/// through.
+#[derive(Clone, Debug, Default)]
+struct Frame {
+    /// What came ahead of the text, then what came behind it.
+    bytes: Vec<u8>,
+    ahead: usize,
+}
+
+impl Frame {
+    /// The text of an event that holds nothing else worth reading, which is what nearly all of a
+    /// chat's events are. None: it must be parsed to tell.
+    fn text<'d>(&mut self, data: &'d [u8]) -> Option<&'d str> {
+        if let Some(text) = self.same(data) {
+            return std::str::from_utf8(text).ok();
+        }
+        let text = only_text(data)?;
+        self.bytes.clear();
+        self.bytes.extend_from_slice(&data[..text.start]);
+        self.bytes.extend_from_slice(&data[text.end..]);
+        self.ahead = text.start;
+        std::str::from_utf8(&data[text]).ok()
+    }
+
+    /// The text, if all around it is as it was. Without a quote or a backslash in it nothing else
+    /// can be told from it, so what was found of the last event holds for this one too.
+    fn same<'d>(&self, data: &'d [u8]) -> Option<&'d [u8]> {
+        let (ahead, behind) = self.bytes.split_at(self.ahead);
+        if behind.is_empty() {
+            return None;
+        }
+        let text = data.strip_prefix(ahead)?.strip_suffix(behind)?;
+        memchr::memchr2(b'"', b'\\', text).is_none().then_some(text)
+    }
+}
+
+/// Where the text stands in an event that holds nothing else: `…"delta":{"content":"…"}…`.
 ///
 /// Without a backslash in it, a quote ends every text, so names with their quotes stand outside of
 /// texts, and a text is what stands between two quotes.
-fn only_text(data: &[u8]) -> Option<&str> {
+fn only_text(data: &[u8]) -> Option<Range<usize>> {
     const DELTA: &[u8] = b"\"delta\":{\"content\":\"";
     let names = &*NAMES;
     let at = names.delta_content.find(data)? + DELTA.len();
@@ -260,7 +299,7 @@ fn only_text(data: &[u8]) -> Option<&str> {
         || names.more.iter().any(holds)
         || !data.ends_with(b"}")
         || memchr::memchr(b' ', data).is_some() && holds(&names.spaced);
-    if more { None } else { std::str::from_utf8(&rest[..end]).ok() }
+    (!more).then_some(at..at + end)
 }
 
 /// Whether an event may hold an error or token counts. A token's event says `"usage":null` or
@@ -293,6 +332,8 @@ static NAMES: LazyLock<Names> = LazyLock::new(|| Names {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
     use crate::wire::http1::BodyLength;
 
@@ -362,7 +403,9 @@ mod tests {
             format!("{delta}}}],\"usage\":null}}"),
             "\"delta\":{\"content\":\" übel\"},\"logprobs\":null}]}".to_owned(),
         ] {
-            assert_eq!(only_text(event(&tail).as_bytes()), Some(" übel"), "{tail}");
+            let event = event(&tail);
+            let text = only_text(event.as_bytes()).map(|text| &event[text]);
+            assert_eq!(text, Some(" übel"), "{tail}");
         }
         for tail in [
             "\"delta\":{\"content\":\"a\\n\"}}]}".to_owned(),
@@ -379,6 +422,24 @@ mod tests {
             let event = event(&tail);
             let event = event.strip_suffix("\"}").filter(|_| tail == delta).unwrap_or(&event);
             assert_eq!(only_text(event.as_bytes()), None, "{tail}");
+        }
+    }
+
+    proptest! {
+        /// What is compared with the last event is told as if it had been looked through.
+        #[test]
+        fn a_frame_changes_nothing(
+            texts in prop::collection::vec(("[ a-z\"\\\\ü{}]{0,6}", 0..4_usize), 1..20),
+        ) {
+            let tails = ["", ",\"usage\":null", ",\"error\":{}", ",\"usage\":{\"a\":1}"];
+            let mut frame = Frame::default();
+            for (text, tail) in texts {
+                let tail = tails[tail];
+                let event =
+                    format!("{{\"choices\":[{{\"delta\":{{\"content\":\"{text}\"}}}}]{tail}}}");
+                let alone = only_text(event.as_bytes()).map(|text| &event[text]);
+                prop_assert_eq!(frame.text(event.as_bytes()), alone, "{}", event);
+            }
         }
     }
 

@@ -97,6 +97,10 @@ pub trait Watcher {
     fn text(&mut self, text: &[u8]);
     /// How far it is, every now and then.
     fn progress(&mut self, progress: Progress);
+    /// Asked as often: whether the run is to end, with what is under way.
+    fn interrupts(&self) -> bool {
+        false
+    }
 }
 
 /// Watches nothing.

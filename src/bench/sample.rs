@@ -46,6 +46,9 @@ pub struct Sample {
     /// Gaps that are told as none, and may have been longer than `load::look::BLUR_MAX`: the texts
     /// were read late, and together.
     pub blurred: u32,
+    /// The first text has the stamp of a later one, which may be off by more than a hundredth of
+    /// the time to it.
+    pub first_blurred: bool,
     /// Where its gaps begin in `Recording::gaps_ms`; there are `events - 1`.
     pub gaps_at: usize,
     /// The server's own figures.
@@ -128,6 +131,10 @@ pub struct Recording {
     pub resent: u64,
     /// The run ended early, since too many requests failed.
     pub gave_up: bool,
+    /// The run ended early, since it was interrupted.
+    pub interrupted: bool,
+    /// Requests that were due by then, and had not been sent for want of a place.
+    pub unsent: u64,
 }
 
 impl Recording {
@@ -162,6 +169,8 @@ impl Recording {
         self.cores.extend(other.cores);
         self.resent += other.resent;
         self.gave_up |= other.gave_up;
+        self.interrupted |= other.interrupted;
+        self.unsent += other.unsent;
     }
 }
 
@@ -192,6 +201,7 @@ pub(super) mod tests {
                 tokens: gaps.len() as u32 + 1,
                 events: gaps.len() as u32 + 1,
                 blurred: 0,
+                first_blurred: false,
                 gaps_at: recording.gaps_ms.len(),
                 account: Account::default(),
                 server_queue_us: None,

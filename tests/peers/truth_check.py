@@ -33,9 +33,13 @@ def main():
     }
     faults = []
     limited = result["generator"]["limited"]
-    noise = (result["environment"].get("noise") or {}).get("other_cores")
+    noise = result["environment"].get("noise") or {}
     print(f"{name}: {len(counted)} requests at {result['requests_per_s']:.1f}/s,"
-          f" generator-limited: {limited}, other load: {noise:.2f} cores")
+          f" generator-limited: {limited},"
+          f" other load: {noise.get('other_cores', 0):.2f} cores,"
+          f" kept by the hypervisor: {100 * noise.get('steal_share', 0):.1f} %")
+    for reason in result["generator"]["reasons"]:
+        print(f"  limited: {reason}")
     print(f"  {'':16} {'':5} {'reported':>10} {'server':>10} {'off':>9} {'allowed':>9}")
     for figure, values in truth.items():
         assert result[figure]["n"] == len(values), (figure, result[figure]["n"], len(values))

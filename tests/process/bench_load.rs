@@ -4,11 +4,14 @@
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpListener;
 use std::path::PathBuf;
+use std::process::{Child, Stdio};
 use std::time::Duration;
 
+use nix::sys::signal::Signal;
+use nix::unistd::Pid;
 use serde_json::Value;
 
-use crate::common::{Server, run, text};
+use crate::common::{Server, cnse, run, text, wait_until};
 
 /// A file of this test's own, gone with it.
 struct Scratch(PathBuf);
@@ -466,4 +469,54 @@ fn what_is_wrong_is_said() {
         assert_eq!(output.status.code(), Some(code), "{args:?}: {}", text(&output.stderr));
         assert!(text(&output.stderr).contains(message), "{args:?}: {}", text(&output.stderr));
     }
+}
+
+/// The first interrupt ends the load and keeps what was measured; of an open loop it says what was
+/// due. The second ends the program.
+#[test]
+fn an_interrupted_run_reports_what_it_has() {
+    let server = Server::start(&["--sim-ttft", "5ms", "--sim-itl", "1ms"]);
+    let flags = ["bench", "latency", "--server", &server.url(), "--n-predict", "4", "--json"];
+    for (load, kind) in [(["--concurrency", "2"], "closed"), (["--rate", "100"], "open")] {
+        let requests = Scratch::new(&format!("interrupted-{kind}"));
+        let more = ["--warmup", "0", "--iters", "1000000", "--requests", requests.path()];
+        let child = start(&[&flags[..], &load[..], &more[..]].concat());
+        let before = server.metric("cnse_tokens_total");
+        wait_until("tokens have come", || {
+            (server.metric("cnse_tokens_total") > before).then_some(())
+        });
+        signal(&child, Signal::SIGINT);
+        let output = child.wait_with_output().unwrap();
+        assert_eq!(output.status.code(), Some(75), "{kind}: {}", text(&output.stderr));
+        let result: Value = serde_json::from_slice(&output.stdout).unwrap();
+        assert_eq!(result["interrupted"], true, "{kind}");
+        let ok = result["ok"].as_u64().unwrap();
+        assert!(ok > 0 && ok < 1_000_000 && result["errors"] == 0, "{kind}: {ok}");
+        let warnings = result["warnings"].to_string();
+        assert!(warnings.contains(&format!("interrupted after {ok} of 1000000")), "{warnings}");
+        assert_eq!(requests.lines().len() as u64, ok, "{kind}: all that was sent has ended");
+    }
+}
+
+#[test]
+fn a_second_interrupt_ends_at_once() {
+    let server = Server::start(&["--sim-ttft", "1h"]);
+    let mut child = start(&["bench", "latency", "--server", &server.url(), "--json"]);
+    wait_until("a request is under way", || {
+        (server.metric("cnse_requests_active") > 0).then_some(())
+    });
+    signal(&child, Signal::SIGINT);
+    let mut said = BufReader::new(child.stderr.take().unwrap()).lines().map_while(Result::ok);
+    assert!(said.any(|line| line.contains("interrupted: no request starts any more")));
+    signal(&child, Signal::SIGINT);
+    let output = child.wait_with_output().unwrap();
+    assert_eq!((output.status.code(), output.stdout.len()), (Some(75), 0));
+}
+
+fn start(args: &[&str]) -> Child {
+    cnse().args(args).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
+}
+
+fn signal(child: &Child, signal: Signal) {
+    nix::sys::signal::kill(Pid::from_raw(child.id() as i32), signal).unwrap();
 }

@@ -8,6 +8,7 @@ use nix::time::{ClockId, clock_gettime};
 
 use super::binary::Binary;
 use super::flight::{Flight, Recorder, Session, Shared};
+use super::gather::Gather;
 use super::http::Http;
 use crate::bench::arrival::Schedule;
 use crate::bench::plan::{Plan, Watcher, Wire};
@@ -26,14 +27,6 @@ const TICK_EVERY: Duration = Duration::from_millis(100);
 /// the clock.
 const SPIN: Duration = Duration::from_micros(60);
 
-/// Where so many requests are under way and arrivals come faster than one in `GATHER_BELOW`, they
-/// are let gather for `GATHER`: each would cost a wake-up, which takes longer than the arrival
-/// itself. What that adds to a stamp is at most this long, and it is counted as the generator's
-/// lag.
-const GATHER: Duration = Duration::from_micros(40);
-const GATHER_BELOW: Duration = Duration::from_micros(25);
-const GATHER_FLIGHTS_MIN: usize = 32;
-
 /// A core.
 pub(super) struct Core<'r> {
     pub plan: &'r Plan<'r>,
@@ -46,10 +39,8 @@ pub(super) struct Core<'r> {
     pub cancels: VecDeque<(Instant, Token, u64)>,
     pub timeouts: VecDeque<(Instant, Token, u64)>,
     pub usage: CoreUse,
-    /// When the present turn began.
-    woke: Instant,
-    /// Turns in a row that came fast.
-    fast_turns: u32,
+    /// Whether what comes is let gather.
+    pub gather: Gather,
     spun: Duration,
     index: u64,
     began: Instant,
@@ -111,8 +102,7 @@ impl<'r> Core<'r> {
             cancels: VecDeque::new(),
             timeouts: VecDeque::new(),
             usage: CoreUse::default(),
-            woke: reactor.now,
-            fast_turns: 0,
+            gather: Gather::default(),
             reactor,
             spun: Duration::ZERO,
             index: index as u64,
@@ -144,9 +134,27 @@ impl<'r> Core<'r> {
         let cpu = thread_cpu().saturating_sub(cpu).saturating_sub(self.spun);
         self.usage.cpu_s = cpu.as_secs_f64();
         self.usage.wall_s = self.reactor.now.since(self.began).as_secs_f64();
+        let unsent = self.unsent();
         let (mut recording, span) = self.recorder.finish();
+        recording.unsent = unsent;
         recording.cores.push(self.usage);
         Ok((recording, span))
+    }
+
+    /// Of an interrupted open loop, requests that were due and had no place: they would have been
+    /// among those that waited the longest.
+    fn unsent(&mut self) -> u64 {
+        let Some(at) = self.recorder.shared.interrupted() else { return 0 };
+        let mut unsent = 0;
+        while self.plan.arrivals.is_open()
+            && self.started + unsent < self.total
+            && self.next_open.is_some_and(|due| due <= at && self.in_time(due))
+        {
+            unsent += 1;
+            let skip = self.plan.cores.max(1) - 1;
+            self.next_open = self.schedule.nth(skip).map(|at| self.began + at);
+        }
+        unsent
     }
 
     fn turn(&mut self) -> Result<(), String> {
@@ -157,16 +165,19 @@ impl<'r> Core<'r> {
             self.reactor.timers.set(Instant((at.0).saturating_sub(SPIN.as_nanos() as u64)), START);
         }
         let busy = near || self.binary.is_opening();
-        let gathers = self.gathers(now, next);
-        if gathers {
-            std::thread::sleep(GATHER);
+        // The binary protocol gathers by itself: many requests share a connection.
+        let sleep = match self.http {
+            Some(_) => self.gather.sleep(self.under_way, next.map(|at| at.since(now))),
+            None => Duration::ZERO,
+        };
+        if !sleep.is_zero() {
+            std::thread::sleep(sleep);
         }
         let waits_from = self.reactor.tick();
         self.reactor.wait(busy).map_err(|error| error.to_string())?;
         self.recorder.look.ended(waits_from, self.reactor.now);
-        let turned = self.reactor.now.since(self.woke);
-        self.fast_turns = if turned < GATHER_BELOW + GATHER { self.fast_turns + 1 } else { 0 };
-        self.woke = if gathers { now } else { self.reactor.now };
+        self.gather.waited(self.reactor.now.since(waits_from));
+        let is_open = self.plan.arrivals.is_open();
         let count = self.reactor.poller.event_count();
         if near && count == 0 {
             self.spun += self.reactor.now.since(now);
@@ -177,6 +188,10 @@ impl<'r> Core<'r> {
                 self.binary_event(token);
             } else {
                 self.http_event(token, readiness);
+            }
+            // Many may have come at once, as after a stall, and starts do not wait for them.
+            if is_open && self.next_start().is_some_and(|at| at <= self.reactor.now) {
+                self.start_requests();
             }
         }
         while let Some((at, token)) = self.reactor.timers.fire(self.reactor.now) {
@@ -190,16 +205,8 @@ impl<'r> Core<'r> {
         Ok(())
     }
 
-    /// Whether arrivals come so fast that they should gather.
-    fn gathers(&self, now: Instant, next: Option<Instant>) -> bool {
-        self.under_way >= GATHER_FLIGHTS_MIN
-            && self.http.is_some()
-            && self.fast_turns >= 4
-            && next.is_none_or(|at| at > now + 2 * GATHER)
-    }
-
     fn tick(&mut self) {
-        self.recorder.tick();
+        self.recorder.tick(self.reactor.now);
         self.feed_slow_readers(TICK_EVERY);
         self.reactor.timers.set(self.reactor.now + TICK_EVERY, TICK);
     }

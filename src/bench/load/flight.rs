@@ -3,7 +3,7 @@
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
-use super::look::{BLUR_MAX, Look};
+use super::look::{BLUR_MAX, BLUR_SHARE, Look};
 use crate::backend::Account;
 use crate::bench::plan::{Plan, Progress, Watcher};
 use crate::bench::sample::{Ended, Recording, Sample};
@@ -39,6 +39,8 @@ pub struct Flight {
     pub bytes: u64,
     /// Gaps that were lost in late reads.
     pub blurred: u32,
+    /// The first text was read late, and with another: it has the other's stamp.
+    pub first_blurred: bool,
     /// Times between arrivals of text, in milliseconds.
     pub gaps_ms: Vec<f32>,
     /// Text that was received and not yet granted anew.
@@ -61,6 +63,8 @@ pub struct Shared {
     pub tokens: AtomicU64,
     /// No core starts another request.
     pub stop: AtomicBool,
+    /// When the run was interrupted, in nanoseconds of the run's clock; 0: it was not.
+    pub interrupted_at: AtomicU64,
     /// Cores that have ended.
     pub over: AtomicU64,
 }
@@ -76,6 +80,25 @@ impl Shared {
             cancelled: self.cancelled.load(Ordering::Relaxed),
             tokens: self.tokens.load(Ordering::Relaxed),
         }
+    }
+
+    /// Ends the run, as it is asked to from outside.
+    pub fn interrupt(&self, now: Instant) {
+        let unset = self.interrupted_at.compare_exchange(
+            0,
+            now.0.max(1),
+            Ordering::Relaxed,
+            Ordering::Relaxed,
+        );
+        if unset.is_ok() {
+            self.stop.store(true, Ordering::Relaxed);
+        }
+    }
+
+    /// When the run was interrupted.
+    pub fn interrupted(&self) -> Option<Instant> {
+        let at = self.interrupted_at.load(Ordering::Relaxed);
+        (at > 0).then_some(Instant(at))
     }
 
     fn check_errors(&self, errors_max: Option<f64>) {
@@ -98,6 +121,8 @@ pub struct Recorder<'r> {
     latest_end: Instant,
     /// When what comes was looked for.
     pub look: Look,
+    /// Texts that have come so far, of all requests.
+    pub arrivals: u64,
     /// Memory of gaps that can be used again.
     spare: Vec<Vec<f32>>,
 }
@@ -111,7 +136,8 @@ impl<'r> Recorder<'r> {
         let recording = Recording::default();
         let (latest_end, look) = (Instant::default(), Look::default());
         let (since, spare) = (None, Vec::new());
-        Recorder { plan, shared, watcher, recording, since, latest_end, look, spare }
+        let arrivals = 0;
+        Recorder { plan, shared, watcher, recording, since, latest_end, look, arrivals, spare }
     }
 
     pub fn flight(&mut self, number: u64, intended: Instant, startable: Instant) -> Flight {
@@ -126,6 +152,7 @@ impl<'r> Recorder<'r> {
             tokens: 0,
             bytes: 0,
             blurred: 0,
+            first_blurred: false,
             gaps_ms: self.spare.pop().unwrap_or_default(),
             owed_credit: 0,
             cancelled: false,
@@ -153,21 +180,30 @@ impl<'r> Recorder<'r> {
 
     /// Something of the answer came: text, or a thought.
     pub fn arrived(&mut self, flight: &mut Flight, now: Instant) {
+        self.arrivals += 1;
         match flight.last {
             None => flight.first = Some(now),
             Some(last) => {
                 let gap = now.since(last);
                 flight.gaps_ms.push((gap.as_nanos() as f64 / 1e6) as f32);
-                let together = gap == Duration::ZERO;
-                flight.blurred += u32::from(together && self.look.reach(now) > BLUR_MAX);
+                if gap == Duration::ZERO {
+                    let reach = self.look.reach(now);
+                    flight.blurred += u32::from(reach > BLUR_MAX);
+                    let first = last.since(flight.sent) / BLUR_SHARE;
+                    flight.first_blurred |=
+                        flight.first == Some(last) && reach > first.max(BLUR_MAX);
+                }
             }
         }
         flight.last = Some(now);
     }
 
-    pub fn tick(&mut self) {
+    pub fn tick(&mut self, now: Instant) {
         if let Some(watcher) = &mut self.watcher {
             watcher.progress(self.shared.progress());
+            if watcher.interrupts() {
+                self.shared.interrupt(now);
+            }
         }
     }
 
@@ -222,6 +258,7 @@ impl<'r> Recorder<'r> {
             tokens: u32::try_from(tokens).unwrap_or(u32::MAX),
             events: flight.first.map_or(0, |_| flight.gaps_ms.len() as u32 + 1),
             blurred: flight.blurred,
+            first_blurred: flight.first_blurred,
             gaps_at,
             account: flight.account,
             server_queue_us: timed.then_some(done.queue_us),
@@ -244,7 +281,8 @@ impl<'r> Recorder<'r> {
                 if let Some(first) = flight.first {
                     report.ttft.record(first.micros_since(flight.intended));
                 }
-                for gap in &flight.gaps_ms {
+                // Where each request is kept, its gaps are with it, and nobody reads these.
+                for gap in flight.gaps_ms.iter().filter(|_| !self.plan.keep) {
                     report.itl.record((f64::from(*gap) * 1e3) as u64);
                 }
                 report.e2e.record(now.micros_since(flight.intended));

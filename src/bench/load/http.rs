@@ -77,6 +77,7 @@ impl Core<'_> {
         };
         self.sends(&mut flight);
         let Some(http) = &mut self.http else { return };
+        http.arrival.set(flight.sent);
         let entry = HttpFlight { flight, upstream: Token(0), ended: None };
         let token = http.flights.insert(entry);
         let submitted = call.and_then(|call| {
@@ -84,6 +85,8 @@ impl Core<'_> {
             submitted.map_err(|failure| failure.message)
         });
         if let Some(entry) = http.flights.get_mut(token) {
+            // To connect is a part of what the request takes; to get ready for the write is not.
+            entry.flight.sent = http.arrival.get();
             match submitted {
                 Ok(upstream) => entry.upstream = upstream,
                 Err(message) => {
@@ -96,9 +99,10 @@ impl Core<'_> {
     }
 
     pub(super) fn http_event(&mut self, token: Token, readiness: Readiness) {
-        let Core { http: Some(http), reactor, recorder, usage, .. } = self else { return };
+        let Core { http: Some(http), reactor, recorder, usage, gather, .. } = self else { return };
         let Http { engine, flights, ended, arrival, .. } = http;
         arrival.set(reactor.now);
+        let texts = recorder.arrivals;
         let mut sink =
             |tag, output: Output<'_>| told(flights, ended, recorder, arrival.get(), tag, output);
         let mut more = engine.event(reactor, token, readiness, &mut sink);
@@ -107,6 +111,7 @@ impl Core<'_> {
         }
         if readiness.readable {
             usage.read_lag.record(reactor.now.micros_since(arrival.get()));
+            gather.read((recorder.arrivals - texts) as u32);
         }
         self.settle_http();
     }

@@ -13,6 +13,9 @@ use crate::clock::Instant;
 /// A gap that is lost this way counts if it may have been longer than this: what is promised of a
 /// percentile of 100 ms.
 pub const BLUR_MAX: Duration = Duration::from_millis(1);
+/// A first text that is told with a later one's stamp counts if that may be off by more, and by
+/// more than one part in so many of the time to it.
+pub const BLUR_SHARE: u32 = 100;
 
 /// A wait that takes longer than this has slept, and nothing was there when it began.
 const SLEPT: Duration = Duration::from_micros(50);

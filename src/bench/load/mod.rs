@@ -12,6 +12,7 @@ mod binary;
 mod connection;
 mod core;
 mod flight;
+mod gather;
 mod http;
 mod look;
 
@@ -53,7 +54,8 @@ pub fn run(plan: &Plan<'_>, watcher: &mut dyn Watcher) -> Result<Recording, Stri
     whole.samples.sort_by_key(|sample: &Sample| (sample.intended, sample.number));
     whole.report.wall_s = span.map_or(0.0, |(since, end)| end.since(since).as_secs_f64());
     whole.report.tokens_source = if plan.keep { whole.tokens_source() } else { "server" };
-    whole.gave_up = shared.stop.load(Ordering::Relaxed);
+    whole.interrupted = shared.interrupted().is_some();
+    whole.gave_up = shared.stop.load(Ordering::Relaxed) && !whole.interrupted;
     Ok(whole)
 }
 
@@ -85,6 +87,9 @@ fn run_on_many(
         while shared.over.load(Ordering::Acquire) < plan.cores as u64 {
             std::thread::sleep(WATCH_EVERY);
             watcher.progress(shared.progress());
+            if watcher.interrupts() {
+                shared.interrupt(clock.now());
+            }
         }
         let lost = |_| Err("a thread of the load generator ended early".to_owned());
         threads.into_iter().map(|thread| thread.join().unwrap_or_else(lost)).collect()

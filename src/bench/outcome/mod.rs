@@ -125,6 +125,10 @@ impl Outcome {
         if recording.gave_up {
             warnings.push("the run ended early: too many requests failed".to_owned());
         }
+        if recording.interrupted {
+            record.set("interrupted", true);
+            warnings.push(cut_short(recording, plan));
+        }
         record.series = series::of(recording);
         record.set("warnings", warnings.clone());
         Outcome { record, verdict, dropped: settled.why(), warnings }
@@ -138,9 +142,14 @@ impl Outcome {
         for reason in &self.verdict.reasons {
             text += &format!("GENERATOR-LIMITED: {reason}\n");
         }
-        if self.verdict.is_limited() {
-            text += "  these figures are the generator's as much as the server's\n";
-        }
+        text += match self.verdict.touches() {
+            None => "",
+            Some("itl_ms") => {
+                "  the times between texts are the generator's as much as the server's; requests \
+                 went out in time, and the others count from the kernel's stamps\n"
+            }
+            Some(_) => "  these figures are the generator's as much as the server's\n",
+        };
         text += &format!(
             "{} ok, {} failed in {:.2} s: {:.1} requests/s, {:.1} tokens/s (counted by {})\n",
             record.ok,
@@ -179,6 +188,18 @@ impl Outcome {
         }
         text
     }
+}
+
+/// What an interruption left of a run.
+fn cut_short(recording: &Recording, plan: &Plan<'_>) -> String {
+    let of = plan.iters.map_or(String::new(), |iters| format!(" of {iters}"));
+    let unsent = match recording.unsent {
+        0 => String::new(),
+        count => {
+            format!("; {count} were due and had not been sent, which would have waited the longest")
+        }
+    };
+    format!("the run was interrupted after {}{of} requests{unsent}", recording.report.ok)
 }
 
 const ROWS: [(&str, &str); 11] = [

@@ -53,11 +53,14 @@ fn of(record: &Record) -> Vec<Notice> {
     let generator = record.figures.get("generator");
     if generator.is_some_and(|generator| generator["limited"] == true) {
         let reasons = generator.map(|generator| texts(&generator["reasons"])).unwrap_or_default();
+        let what = match generator.is_some_and(|generator| generator["touches"] == "itl_ms") {
+            true => "the times between texts are its own",
+            false => "these are its figures",
+        };
         say(
             Weight::Bad,
             format!(
-                "The load generator was the bound, so these are its figures as much as the \
-                 server's: {}.",
+                "The load generator was the bound, so {what} as much as the server's: {}.",
                 reasons.join("; ")
             ),
         );

@@ -8,7 +8,9 @@ use std::time::Duration;
 
 use serde_json::{Map, Value, json};
 
+use super::asked;
 use super::load::{self, Setup};
+use super::measured;
 use crate::backend::Dialect;
 use crate::bench::outcome::Outcome;
 use crate::bench::plan::{Plan, Wire};
@@ -96,11 +98,11 @@ fn pairs(parsed: &Parsed) -> Result<(), Error> {
             plan.seed = plan.seed.wrapping_add(u64::from(round));
             if let Source::Synthetic(synthetic) = &mut plan.workload.source {
                 synthetic.seed = plan.seed;
-                synthetic.salt = load::salt();
+                synthetic.salt = asked::salt();
             }
             let label = format!("round {} of {rounds}, {name}: ", round + 1);
-            let (_, outcome) = load::measure(&plan, setup, &label)?;
-            load::check_errors(setup, &outcome.record)?;
+            let (_, outcome) = measured::measure(&plan, setup, &label)?;
+            measured::check_errors(setup, &outcome.record)?;
             if runs.is_empty() {
                 whole = begin(&outcome);
             }
@@ -108,10 +110,10 @@ fn pairs(parsed: &Parsed) -> Result<(), Error> {
             runs.push(run_of(settings, outcome, round, runs.len()));
         }
     }
-    load::describe(&mut whole, parsed, &direct.endpoint)?;
+    measured::describe(&mut whole, parsed, &direct.endpoint)?;
     let text = compare(&mut whole, &runs);
     whole.runs = runs;
-    load::print_result(parsed, &whole, &text)
+    measured::print_result(parsed, &whole, &text)
 }
 
 fn begin(outcome: &Outcome) -> Record {
@@ -251,7 +253,8 @@ fn count(parsed: &Parsed) -> Result<(), Error> {
     let mut runs = Vec::new();
     for (sequence, depth) in depths.into_iter().enumerate() {
         let plan = raw_plan(&setup, &rest, count, depth, token.clone()).map_err(usage)?;
-        let (recording, mut outcome) = load::measure(&plan, &setup, &format!("depth {depth}: "))?;
+        let (recording, mut outcome) =
+            measured::measure(&plan, &setup, &format!("depth {depth}: "))?;
         // Single requests are not kept, of which there are millions.
         for (name, durations) in
             [("ttft_ms", &recording.report.ttft), ("e2e_ms", &recording.report.e2e)]
@@ -259,7 +262,7 @@ fn count(parsed: &Parsed) -> Result<(), Error> {
             let of = crate::bench::record::Distribution::independent(durations);
             outcome.record.set_distribution(name, &of);
         }
-        load::check_errors(&setup, &outcome.record)?;
+        measured::check_errors(&setup, &outcome.record)?;
         let number = |name: &str| outcome.record.number(name).unwrap_or(0.0);
         text += &format!(
             "{count:>11} {depth:>7} {:>12.0} {:>8.3} {:>8.3} {:>16.0} %\n",
@@ -278,7 +281,7 @@ fn count(parsed: &Parsed) -> Result<(), Error> {
     whole.ok = runs.iter().map(|run| run.record.ok).sum();
     whole.wall_s = runs.iter().map(|run| run.record.wall_s).sum();
     whole.runs = runs;
-    load::print_result(parsed, &whole, &text)
+    measured::print_result(parsed, &whole, &text)
 }
 
 fn raw_plan<'a>(

@@ -2,7 +2,10 @@
 
 use std::time::SystemTime;
 
+use super::interrupt::Interrupt;
 use super::load::{self, Setup};
+use super::measured;
+use super::runner::GO_ON;
 use crate::cli::Error;
 use crate::cli::flags::{Flag, Parsed};
 
@@ -30,16 +33,20 @@ pub const FLAGS: &[Flag] = &load::with::<{ load::FLAGS.len() + 2 }>(&[
 ]);
 
 pub fn run(parsed: &Parsed) -> Result<(), Error> {
+    let interrupt = Interrupt::hold()?;
     let setup = Setup::read(parsed)?;
     let plan = setup.plan(parsed).map_err(Error::Usage)?;
     let started = SystemTime::now();
-    let (recording, mut outcome) = load::measure(&plan, &setup, "")?;
-    load::describe(&mut outcome.record, parsed, &setup.endpoint)?;
-    let requests = parsed.text("requests").map(|file| load::write_requests(file, &recording));
+    let (recording, mut outcome) = measured::measure_until(&plan, &setup, "", &interrupt)?;
+    measured::describe(&mut outcome.record, parsed, &setup.endpoint)?;
+    let requests = parsed.text("requests").map(|file| measured::write_requests(file, &recording));
     let log = parsed.text("histogram-log");
-    let log = log.map(|file| load::write_histograms(file, &recording, started));
-    load::print_result(parsed, &outcome.record, &outcome.to_text())?;
+    let log = log.map(|file| measured::write_histograms(file, &recording, started));
+    measured::print_result(parsed, &outcome.record, &outcome.to_text())?;
     requests.transpose()?;
     log.transpose()?;
-    load::check_errors(&setup, &outcome.record)
+    if outcome.record.ok + outcome.record.errors > 0 || !recording.interrupted {
+        measured::check_errors(&setup, &outcome.record)?;
+    }
+    if recording.interrupted { Err(Error::Exit(GO_ON.into())) } else { Ok(()) }
 }

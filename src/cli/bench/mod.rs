@@ -1,11 +1,14 @@
 //! `cnse bench`: measurements and experiments, one file for each.
 
+mod asked;
 mod compare;
 mod gateway;
 mod gpu;
 mod guard;
+mod interrupt;
 mod latency;
 mod load;
+mod measured;
 mod report;
 mod rerun;
 mod runner;

@@ -4,7 +4,9 @@ use std::fmt::Write as _;
 
 use serde_json::{Map, json};
 
+use super::asked;
 use super::load::{self, Setup};
+use super::measured;
 use super::runner;
 use crate::backend::Dialect;
 use crate::bench::frontier::{self, Point};
@@ -80,13 +82,13 @@ pub fn run(parsed: &Parsed) -> Result<(), Error> {
             let mut plan = setup.plan(&rest).map_err(usage)?;
             apply(&mut plan, setting);
             let label = format!("{} at once: ", setting.at_once);
-            let (_, mut outcome) = load::measure(&plan, &setup, &label)?;
+            let (_, mut outcome) = measured::measure(&plan, &setup, &label)?;
             if plan.workload.batch > 0 {
                 for figure in ["itl_ms", "tpot_ms", "server_tpot_ms"] {
                     outcome.record.figures.remove(figure);
                 }
             }
-            load::check_errors(&setup, &outcome.record)?;
+            measured::check_errors(&setup, &outcome.record)?;
             if runs.is_empty() {
                 whole = first(&outcome);
             }
@@ -94,14 +96,14 @@ pub fn run(parsed: &Parsed) -> Result<(), Error> {
             sequence += 1;
         }
     }
-    load::describe(&mut whole, parsed, &setup.endpoint)?;
+    measured::describe(&mut whole, parsed, &setup.endpoint)?;
     let points = points(&settings, &runs);
     let best = best(&settings, &points);
     sum_up(&mut whole, &settings, &points, &best, &runs);
     let text = to_text(&settings, &best, &runs);
     whole.runs = runs.into_iter().map(|(_, run)| run).collect();
     let written = parsed.text("csv").map(|file| runner::write(file, &to_csv(&whole.runs)));
-    load::print_result(parsed, &whole, &text)?;
+    measured::print_result(parsed, &whole, &text)?;
     written.unwrap_or(Ok(()))
 }
 
@@ -166,7 +168,7 @@ fn apply(plan: &mut Plan<'_>, setting: &Setting) {
     }
     plan.cores = plan.cores.min(setting.at_once);
     if let Source::Synthetic(synthetic) = &mut plan.workload.source {
-        synthetic.salt = load::salt();
+        synthetic.salt = asked::salt();
         if let Some(input) = setting.input {
             synthetic.input = Length::Fixed(input);
         }

@@ -15,8 +15,8 @@ usage: cnse bench latency --server URL [FLAGS]
 Puts load on a server and prints the times from each request's intended start: queue, first token,
 between tokens, end to end; beside them those from its write. Closed loop (--concurrency), or open
 loop (--rate, --trace), whose starts are fixed beforehand. Prompts are made up and begin differently
-unless it is said otherwise. If the generator was the bound, that is said first. Ctrl-C ends the load
-and prints what was measured (exit code 75); a second one ends it at once.
+unless it is said otherwise. If the generator was the bound, that is said first. Ctrl-C ends the
+load and prints what was measured (exit code 75); a second one ends it at once.
 
 examples:
   cnse bench latency --iters 1000 --server http://127.0.0.1:8090 --n_predict 64

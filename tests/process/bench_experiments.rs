@@ -247,7 +247,11 @@ fn a_guard_passes_the_exit_code_on() {
     for (script, code) in [("exit 0", 0), ("exit 7", 7), ("kill -9 $$", 137)] {
         let mut guard = cnse();
         guard.args(["bench", "guard", "--", "sh", "-c", script]).stdin(Stdio::piped());
-        assert_eq!(guard.spawn().unwrap().wait().unwrap().code(), Some(code), "{script}");
+        let mut guard = guard.spawn().unwrap();
+        // To wait closes the pipe, which tells the guard that its starter has died.
+        let alive = guard.stdin.take();
+        assert_eq!(guard.wait().unwrap().code(), Some(code), "{script}");
+        drop(alive);
     }
     let output = run(&["bench", "guard"]);
     assert_eq!(output.status.code(), Some(2));

@@ -4,9 +4,11 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use nix::sys::signal::{SigSet, Signal, raise};
 
+use super::runner::GO_ON;
 use crate::cli::Error;
 use crate::store::files::{Disk, Files};
 use crate::store::remote::filer::Filer;
@@ -25,6 +27,8 @@ pub struct Scratch {
 struct Rooms {
     folders: Vec<PathBuf>,
     filer: Option<Filer<'static>>,
+    /// A signal ends the process as soon as all is removed.
+    is_ending: AtomicBool,
 }
 
 /// A name that nobody else has.
@@ -45,7 +49,9 @@ impl Scratch {
         let failed = |path: &Path, error: std::io::Error| {
             Error::Failed(format!("making the folder {path:?}: {error}"))
         };
-        let scratch = Scratch { rooms: Arc::new(Rooms { folders, filer }) };
+        let scratch = Scratch {
+            rooms: Arc::new(Rooms { folders, filer, is_ending: AtomicBool::new(false) }),
+        };
         let signals: SigSet =
             [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP].into_iter().collect();
         signals
@@ -54,11 +60,13 @@ impl Scratch {
         let rooms = Arc::clone(&scratch.rooms);
         std::thread::spawn(move || {
             let Ok(signal) = signals.wait() else { return };
+            rooms.is_ending.store(true, Ordering::SeqCst);
             eprintln!("cnse: interrupted; removing what was made");
             rooms.remove();
             // As if it had not been held back: it ends this process.
             let _ = signals.thread_unblock();
             let _ = raise(signal);
+            std::process::exit(GO_ON.into());
         });
         for folder in &scratch.rooms.folders {
             fs::create_dir(folder).map_err(|error| failed(folder, error))?;
@@ -74,6 +82,10 @@ impl Scratch {
 
 impl Drop for Scratch {
     fn drop(&mut self) {
+        // What fails since its files have gone is no error to be told.
+        while self.rooms.is_ending.load(Ordering::SeqCst) {
+            std::thread::park();
+        }
         self.rooms.remove();
     }
 }
